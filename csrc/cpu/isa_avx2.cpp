@@ -1,0 +1,17 @@
+// The kernels compiled for AVX2 and FMA (x86-64-v3).
+#include "kernels.h"
+#ifdef SDSGSM_MULTI_ISA
+#pragma GCC target("avx2,fma,f16c,bmi,bmi2,lzcnt,movbe")
+
+namespace sdsgsm::cpu {
+namespace {
+#include "update.inl"
+
+#include "occlude.inl"
+
+#include "window_mean.inl"
+}  // namespace
+
+extern const Kernels avx2{"avx2", update, occlude, window_mean};
+}  // namespace sdsgsm::cpu
+#endif

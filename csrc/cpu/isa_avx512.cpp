@@ -1,0 +1,17 @@
+// The kernels compiled for AVX-512 (x86-64-v4), with 512-bit vectors.
+#include "kernels.h"
+#ifdef SDSGSM_MULTI_ISA
+#pragma GCC target("avx512f,avx512bw,avx512cd,avx512dq,avx512vl,avx2,fma,f16c,bmi,bmi2,lzcnt,movbe,prefer-vector-width=512")
+
+namespace sdsgsm::cpu {
+namespace {
+#include "update.inl"
+
+#include "occlude.inl"
+
+#include "window_mean.inl"
+}  // namespace
+
+extern const Kernels avx512{"avx512", update, occlude, window_mean};
+}  // namespace sdsgsm::cpu
+#endif

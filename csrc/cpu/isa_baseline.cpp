@@ -1,0 +1,14 @@
+// The kernels compiled for any CPU that the compiler targets.
+#include "kernels.h"
+
+namespace sdsgsm::cpu {
+namespace {
+#include "update.inl"
+
+#include "occlude.inl"
+
+#include "window_mean.inl"
+}  // namespace
+
+extern const Kernels baseline{"baseline", update, occlude, window_mean};
+}  // namespace sdsgsm::cpu

@@ -1,0 +1,68 @@
+// The CPU kernels' interface: plain pointers and sizes, one table of functions an instruction set.
+#pragma once
+#include "../occlude.h"
+#include "../update.h"
+
+namespace sdsgsm::cpu {
+
+// A value an image: `values[b]`, or `value` where `values` is null. Held in double.
+struct PerImage {
+  const double* values;
+  double value;
+  double operator[](int64_t b) const { return values ? values[b] : value; }
+};
+
+// All image-like arrays are dense, in one common order: (B, C, HW), or (B, HW, C) if channels_last.
+struct UpdateCall {
+  const void* adv;
+  void* adv_out;  // may be `adv` itself
+  const void* images;
+  const void* grad;
+  const void* domain;    // (B, HW) in the compute type; null: all ones
+  const void* momentum;  // compute type; null: zero
+  void* momentum_out;    // null: not kept; may be `momentum` itself
+  const uint8_t* active;  // (B,); null: all
+  PerImage eps, alpha, background;
+  int64_t batch, channels, pixels;
+  bool channels_last;
+  DType image_type, grad_type;
+  double gain, decay, lo, hi, sign;
+  Normalize normalize;
+  int threads;
+};
+
+struct OccludeCall {
+  const void* images;  // (B, C, H, W), contiguous
+  void* out;           // (B·count, C, H, W), contiguous or channels_last
+  const double *fill, *mean, *std;  // (C,)
+  int64_t batch, channels, first, count;
+  WindowGrid grid;
+  bool channels_last;
+  DType image_type, out_type;
+  int threads;
+};
+
+struct WindowMeanCall {
+  const void* scores;  // (B, rows, cols)
+  void* out;           // (B, H, W)
+  int64_t batch;
+  WindowGrid grid;
+  DType type;  // float32 or float64
+  int threads;
+};
+
+struct Kernels {
+  const char* isa;
+  void (*update)(const UpdateCall&);
+  void (*occlude)(const OccludeCall&);
+  void (*window_mean)(const WindowMeanCall&);
+};
+
+extern const Kernels baseline;
+#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
+#define SDSGSM_MULTI_ISA 1
+extern const Kernels avx2;
+extern const Kernels avx512;
+#endif
+
+}  // namespace sdsgsm::cpu

@@ -1,0 +1,86 @@
+// One element of the masked, tanh-smoothed update: METHOD.md, equations 3 and 5 to 7.
+#pragma once
+#include <cmath>
+
+#include "common.h"
+
+namespace sdsgsm {
+
+enum class Normalize : int { none = 0, mean_abs = 1, max_abs = 2, rms = 3 };
+
+// The settings of one image. `inverse_norm` is 1 / max(N, 1e-20); `gain` is infinite for sign.
+template <class T>
+struct UpdateSettings {
+  T eps, alpha, background, inverse_norm, decay, gain, lo, hi, sign;
+};
+
+template <class T>
+SDSGSM_HD T larger(T a, T b) {
+  return a > b ? a : b;
+}
+template <class T>
+SDSGSM_HD T smaller(T a, T b) {
+  return a < b ? a : b;
+}
+
+template <class T>
+SDSGSM_HD T sign_of(T value) {
+  return T(value > T(0)) - T(value < T(0));
+}
+
+// exp(y) for 0 <= y <= 20: y = n·ln 2 + r with |r| <= ln 2 / 2, a polynomial in r, then 2^n.
+SDSGSM_HD float exp_moderate(float y) {
+  const float n = float(int(y * 1.44269504088896341f + 0.5f));
+  const float r = (y - n * 0.693359375f) + n * 2.12194440e-4f;
+  float p = 1.9875691500e-4f;
+  p = p * r + 1.3981999507e-3f;
+  p = p * r + 8.3334519073e-3f;
+  p = p * r + 4.1665795894e-2f;
+  p = p * r + 1.6666665459e-1f;
+  p = p * r + 5.0000001201e-1f;
+  p = p * r * r + r + 1.0f;
+  return p * float_of(uint32_t(int(n) + 127) << 23);
+}
+
+// tanh without branches, so that loops over it vectorise: an odd polynomial near 0, where
+// 1 - 2 / (exp(2|x|) + 1) would cancel, and that expression elsewhere (constants: Cephes).
+SDSGSM_HD float smooth(float x) {
+  const float magnitude = x < 0.0f ? -x : x;
+  const float square = magnitude * magnitude;
+  float p = -5.70498872745e-3f;
+  p = p * square + 2.06390887954e-2f;
+  p = p * square - 5.37397155531e-2f;
+  p = p * square + 1.33314422036e-1f;
+  p = p * square - 3.33332819422e-1f;
+  const float near = p * square * magnitude + magnitude;
+  const float far = 1.0f - 2.0f / (exp_moderate(2.0f * smaller(magnitude, 10.0f)) + 1.0f);
+  const float value = magnitude < 0.625f ? near : far;
+  return x < 0.0f ? -value : value;
+}
+
+SDSGSM_HD double smooth(double x) { return tanh(x); }
+
+// Equation 3: the share of ε and α that a pixel of domain value m receives.
+template <class T>
+SDSGSM_HD T allocation(T background, T m) {
+  return background + (T(1) - background) * m;
+}
+
+// Equation 6, with the normalised gradient of equation 5.
+template <class T>
+SDSGSM_HD T velocity(T grad, T momentum, const UpdateSettings<T>& s) {
+  return s.decay * momentum + grad * s.inverse_norm;
+}
+
+// Equation 7. `Sign` is the limit κ = ∞, known per call so that loops carry no branch.
+template <bool Sign, class T>
+SDSGSM_HD T stepped(T adv, T image, T m, T v, const UpdateSettings<T>& s) {
+  const T weight = allocation(s.background, m);
+  const T direction = Sign ? sign_of(v) : smooth(s.gain * v);
+  const T moved = adv + s.sign * (s.alpha * weight) * direction;
+  const T lowest = larger(s.lo, image - s.eps * weight);
+  const T highest = smaller(s.hi, image + s.eps * weight);
+  return smaller(larger(moved, lowest), highest);
+}
+
+}  // namespace sdsgsm

@@ -1,0 +1,41 @@
+"""SD-SGSM adversarial examples and occlusion maps for image classifiers, fast.
+
+    from sdsgsm_fast import SDSGSM, occlusion_map
+
+    adv = SDSGSM(model, eps=8/255)(images, labels)
+    heat = occlusion_map(model, images, labels, patch=4)
+"""
+
+from importlib.metadata import PackageNotFoundError, version
+
+from . import ops
+from .attack import Attack, AttackResult, Passes
+from .domains import Gradient, Occlusion, decision_domain
+from .metrics import Metrics
+from .occlusion import occlusion_map, occlusion_scores
+from .presets import BIM, FGSM, MIFGSM, PGD, SDSGSM, SmoothingOnly, SpatialOnly
+
+try:
+    __version__ = version("sdsgsm-fast")
+except PackageNotFoundError:  # run from a source tree that is not installed
+    __version__ = "0+unknown"
+
+__all__ = [
+    "BIM",
+    "FGSM",
+    "MIFGSM",
+    "PGD",
+    "SDSGSM",
+    "Attack",
+    "AttackResult",
+    "Gradient",
+    "Metrics",
+    "Occlusion",
+    "Passes",
+    "SmoothingOnly",
+    "SpatialOnly",
+    "decision_domain",
+    "occlusion_map",
+    "occlusion_scores",
+    "ops",
+]

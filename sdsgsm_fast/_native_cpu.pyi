@@ -1,0 +1,54 @@
+from collections.abc import Sequence
+
+_Setting = tuple[int, float]
+
+def update(
+    adv: int,
+    adv_out: int,
+    images: int,
+    grad: int,
+    domain: int,
+    momentum: int,
+    momentum_out: int,
+    active: int,
+    eps: _Setting,
+    alpha: _Setting,
+    background: _Setting,
+    batch: int,
+    channels: int,
+    pixels: int,
+    channels_last: bool,
+    image_type: int,
+    grad_type: int,
+    gain: float,
+    decay: float,
+    lo: float,
+    hi: float,
+    sign: float,
+    normalize: int,
+    threads: int,
+    /,
+) -> None: ...
+def occlude(
+    images: int,
+    out: int,
+    fill: Sequence[float],
+    mean: Sequence[float],
+    std: Sequence[float],
+    batch: int,
+    channels: int,
+    first: int,
+    count: int,
+    grid: Sequence[int],
+    channels_last: bool,
+    image_type: int,
+    out_type: int,
+    threads: int,
+    /,
+) -> None: ...
+def window_mean(
+    scores: int, out: int, batch: int, grid: Sequence[int], type: int, threads: int, /
+) -> None: ...
+def isas() -> list[str]: ...
+def isa() -> str: ...
+def use_isa(name: str, /) -> None: ...

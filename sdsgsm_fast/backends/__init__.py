@@ -1,0 +1,49 @@
+"""The implementations of the operators and the choice between them."""
+
+from __future__ import annotations
+
+from types import ModuleType
+
+from torch import Tensor
+
+from . import native, reference
+
+NAMES = ("auto", "reference", "native")
+
+
+def choose(backend: str, tensor: Tensor) -> ModuleType:
+    """Return the backend module for `tensor`; "auto" takes native where it can.
+
+    Raises
+    ------
+    ValueError
+        If `backend` is not a known name, or does not take tensors like `tensor`.
+    RuntimeError
+        If the backend is missing from this installation; the message gives the reason.
+    """
+    check_name(backend)
+    if backend == "reference":
+        return reference
+    if backend == "auto":
+        return native if native.supports(tensor) else reference
+    if reason := native.why_missing():
+        raise RuntimeError(f"backend: 'native' is missing: {reason}")
+    if not native.supports(tensor):
+        found = f"{tensor.dtype} on {tensor.device}"
+        raise ValueError(f"backend: 'native' takes floating tensors on the CPU, found {found}")
+    return native
+
+
+def check_name(backend: str) -> None:
+    """Raise ValueError unless `backend` is a known name."""
+    if backend not in NAMES:
+        raise ValueError(f"backend: expected one of {', '.join(NAMES)}, found {backend!r}")
+
+
+def report() -> dict[str, str]:
+    """Tell for each backend whether it is there, or why it is not."""
+    missing = native.why_missing()
+    return {
+        "reference": "available",
+        "native (CPU)": missing or f"available, using {native.isa()}",
+    }

@@ -1,0 +1,166 @@
+"""Checks of arguments. Each raises one exception: the argument, what was expected, what came."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+TOLERANCE = 1e-6  # how far images may lie outside their bounds, as a share of the bounds' width
+
+PerChannel = float | Sequence[float] | Tensor
+
+
+def choice(name: str, value: str, options: Sequence[str]) -> None:
+    """Require one of `options`."""
+    if value not in options:
+        raise ValueError(f"{name}: expected one of {', '.join(options)}, found {value!r}")
+
+
+def number(name: str, value: float, expected: str, valid: bool) -> None:
+    """Require a real number for which `valid` was computed as true."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not valid:
+        raise ValueError(f"{name}: expected {expected}, found {value!r}")
+
+
+def integer(name: str, value: int, least: int) -> None:
+    """Require an int of at least `least`."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise ValueError(f"{name}: expected an integer of at least {least}, found {value!r}")
+
+
+def pixel_bounds(value: tuple[float, float]) -> tuple[float, float]:
+    """Require two finite numbers lo < hi."""
+    lo, hi = (float(v) for v in value)
+    if not (math.isfinite(lo) and math.isfinite(hi) and lo < hi):
+        raise ValueError(f"bounds: expected finite (lo, hi) with lo < hi, found {value!r}")
+    return lo, hi
+
+
+def per_image(name: str, value: float | Tensor, batch: int) -> None:
+    """Require a finite number of at least 0, or a floating tensor (B,) of them."""
+    if isinstance(value, Tensor):
+        if value.shape != (batch,):
+            found = tuple(value.shape)
+            raise ValueError(f"{name}: expected a number or shape ({batch},), found shape {found}")
+        if not value.is_floating_point():
+            raise TypeError(f"{name}: expected a floating dtype, found {value.dtype}")
+        if not bool((value.isfinite() & (value >= 0)).all()):
+            raise ValueError(f"{name}: expected finite values of at least 0, found {value}")
+    else:
+        number(name, value, "a finite number of at least 0", math.isfinite(value) and value >= 0)
+
+
+def image_batch(name: str, images: Tensor) -> None:
+    """Require a floating tensor (B, C, H, W)."""
+    if not isinstance(images, Tensor):
+        raise TypeError(f"{name}: expected a tensor, found {type(images).__name__}")
+    if images.ndim != 4:
+        raise ValueError(f"{name}: expected shape (B, C, H, W), found {tuple(images.shape)}")
+    if not images.is_floating_point():
+        raise TypeError(
+            f"{name}: expected a floating dtype, found {images.dtype}; "
+            "convert with .float() and divide by 255"
+        )
+    if len(images) and not images[0].numel():
+        raise ValueError(f"{name}: expected at least one value an image, found {images.shape}")
+
+
+def values_in_bounds(images: Tensor, bounds: tuple[float, float]) -> None:
+    """Require finite images within `bounds`, up to float rounding."""
+    if not images.numel():
+        return
+    low, high = (float(v) for v in images.aminmax())
+    if not (math.isfinite(low) and math.isfinite(high)):
+        raise ValueError(f"images: expected finite values, found NaN or infinity {_where(images)}")
+    lo, hi = bounds
+    slack = TOLERANCE * (hi - lo)
+    if low >= lo - slack and high <= hi + slack:
+        return
+    hint = "divide by 255 or pass bounds=(0, 255)" if high > 2 else "pass the right bounds"
+    if low < lo:
+        hint = "give images before normalisation and pass mean and std, or pass the right bounds"
+    raise ValueError(
+        f"images: values must lie in bounds [{lo:g}, {hi:g}] (tolerance {TOLERANCE:g}), "
+        f"found {low:g}..{high:g}; {hint}"
+    )
+
+
+def _where(values: Tensor) -> str:
+    return f"in {named(~values.flatten(1).isfinite().all(1))}"
+
+
+def named(flags: Tensor) -> str:
+    """Name the images of a (B,) bool mask, at most ten of them."""
+    indices = flags.nonzero().flatten().tolist()
+    more = f" and {len(indices) - 10} more" if len(indices) > 10 else ""
+    return f"images {indices[:10]}{more}"
+
+
+def class_indices(name: str, labels: Tensor, images: Tensor) -> None:
+    """Require an integer tensor (B,) on the images' device."""
+    if not isinstance(labels, Tensor):
+        raise TypeError(f"{name}: expected a tensor, found {type(labels).__name__}")
+    if labels.dtype not in (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8):
+        raise TypeError(f"{name}: expected an integer dtype, found {labels.dtype}")
+    if labels.shape != (len(images),):
+        found = tuple(labels.shape)
+        raise ValueError(f"{name}: expected shape ({len(images)},) as images, found {found}")
+    same_device(name, labels, images)
+
+
+def classes_in_range(name: str, labels: Tensor, classes: int) -> None:
+    """Require 0 ≤ label < classes."""
+    if not labels.numel():
+        return
+    low, high = (int(v) for v in labels.aminmax())
+    if low < 0 or high >= classes:
+        raise ValueError(
+            f"{name}: expected 0..{classes - 1}, as the model has {classes} classes, "
+            f"found {low}..{high}"
+        )
+
+
+def same_device(name: str, tensor: Tensor, images: Tensor) -> None:
+    """Require the images' device."""
+    if tensor.device != images.device:
+        raise ValueError(f"{name}: expected device {images.device} as images, found {tensor.device}")
+
+
+def same_shape(name: str, tensor: Tensor, shape: Sequence[int]) -> None:
+    """Require a shape."""
+    if tensor.shape != tuple(shape):
+        raise ValueError(f"{name}: expected shape {tuple(shape)}, found {tuple(tensor.shape)}")
+
+
+def domain_tensor(domain: Tensor, images: Tensor) -> None:
+    """Require a floating domain (B, H, W) with values in [0, 1]."""
+    if not domain.is_floating_point():
+        raise TypeError(f"domain: expected a floating dtype, found {domain.dtype}; use .float()")
+    same_device("domain", domain, images)
+    same_shape("domain", domain, (len(images), *images.shape[2:]))
+    if domain.numel() and not bool(((domain >= 0) & (domain <= 1)).all()):
+        raise ValueError("domain: expected values in [0, 1]")
+
+
+def per_channel(name: str, value: PerChannel, channels: int) -> Tensor:
+    """Return one float64 value a channel, on the CPU, from a number, a sequence or a tensor."""
+    values = torch.as_tensor(value, dtype=torch.float64, device="cpu").detach().flatten()
+    if len(values) not in (1, channels):
+        raise ValueError(
+            f"{name}: expected one value or one for each of {channels} channels, "
+            f"found {len(values)}"
+        )
+    if not bool(values.isfinite().all()):
+        raise ValueError(f"{name}: expected finite values, found {values.tolist()}")
+    return values.expand(channels).contiguous()
+
+
+def scale(std: PerChannel, channels: int) -> Tensor:
+    """Return `per_channel` of a standard deviation, which must be positive."""
+    values = per_channel("std", std, channels)
+    if not bool((values > 0).all()):
+        raise ValueError(f"std: expected positive values, found {values.tolist()}")
+    return values

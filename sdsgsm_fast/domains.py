@@ -1,0 +1,250 @@
+"""Decision-dependent domains: which pixels get most of the budget. METHOD.md, section 1."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from . import checks, losses, ops
+from .classifier import Classifier
+from .occlusion import METHODS, score_windows
+from .progress import Progress
+from .windows import Pair, Windows, as_pair
+
+RULES = ("top", "threshold", "flip", "soft")
+
+DomainFunction = Callable[[Classifier, Tensor, Tensor], Tensor]
+"""``domain(classifier, images, labels)`` → m (B, H, W) in [0, 1]."""
+
+
+@dataclass(frozen=True)
+class Clean:
+    """What is known of a batch before the attack: the evaluation of the clean images.
+
+    Attributes
+    ----------
+    images, logits, predicted
+        (B, C, H, W), (B, K) and (B,).
+    labels, target
+        (B,) true classes; classes to reach, or None.
+    grad
+        ∇L of the clean images, (B, C, H, W); None where nothing asked for it.
+    """
+
+    classifier: Classifier
+    images: Tensor
+    labels: Tensor
+    target: Tensor | None
+    logits: Tensor
+    predicted: Tensor
+    grad: Tensor | None
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A domain m (B, H, W) and, where occlusion gave it, the scores S (B, rows, cols)."""
+
+    domain: Tensor
+    scores: Tensor | None = None
+
+
+def decision_domain(
+    map: Tensor,
+    *,
+    rule: str = "top",
+    coverage: float = 0.25,
+    threshold: float = 0.5,
+    flips: Tensor | None = None,
+    patch: Pair | None = None,
+    stride: Pair | None = None,
+) -> Tensor:
+    """Turn a sensitivity map into a domain: METHOD.md, section 1.
+
+    Parameters
+    ----------
+    map
+        (B, H, W) floating sensitivities s.
+    rule
+        "top": the ⌈coverage·H·W⌉ largest, of equal ones the first in row-major order.
+        "threshold": s ≥ threshold·max s; everything where max s ≤ 0.
+        "flip": the union of the windows in `flips`; where an image has none, "top".
+        "soft": max(s, 0)/max s; everything where max s ≤ 0.
+    coverage
+        Share of the pixels in the domain, in (0, 1].
+    threshold
+        Share of the largest sensitivity, in [0, 1].
+    flips
+        (B, rows, cols) or (B, rows·cols) bool: windows whose zero-out changes the predicted class;
+        for "flip" only.
+    patch, stride
+        The windows of `flips`, as in `occlusion_map`.
+
+    Returns
+    -------
+    Tensor
+        (B, H, W) in [0, 1], in the dtype of `map`.
+
+    Raises
+    ------
+    ValueError, TypeError
+        If an argument has a wrong shape, dtype or value.
+    """
+    _check_rule(rule, coverage, threshold)
+    if map.ndim != 3 or not map.is_floating_point():
+        raise ValueError(
+            f"map: expected a floating (B, H, W), found {map.dtype} of shape {tuple(map.shape)}"
+        )
+    if not map.numel():
+        return map.clone()
+    if rule == "top":
+        return _top(map, coverage)
+    if rule == "flip":
+        return _flip(map, coverage, flips, patch, stride)
+    most = map.amax((1, 2), keepdim=True)
+    kept = (map >= threshold * most).to(map.dtype) if rule == "threshold" else map.relu() / most
+    return torch.where(most > 0, kept, torch.ones_like(map))
+
+
+def _top(map: Tensor, coverage: float) -> Tensor:
+    """Mark the n largest of each image; a stable sort settles ties by position."""
+    flat = map.flatten(1)
+    # Rounding first keeps 0.1·30 = 3.0000000000000004 from asking for a fourth pixel.
+    count = math.ceil(round(coverage * flat.shape[1], 9))
+    chosen = flat.argsort(dim=1, descending=True, stable=True)[:, :count]
+    return torch.zeros_like(flat).scatter_(1, chosen, 1.0).view_as(map)
+
+
+def _flip(
+    map: Tensor, coverage: float, flips: Tensor | None, patch: Pair | None, stride: Pair | None
+) -> Tensor:
+    if flips is None or patch is None:
+        raise ValueError("flips: rule 'flip' needs flips and patch")
+    windows = Windows.over(*map.shape[1:], patch, stride)
+    flat = flips.flatten(1).bool()
+    checks.same_shape("flips", flat, (len(map), len(windows)))
+    union = torch.zeros_like(map)
+    for k, (rows, cols) in enumerate(windows):
+        union[:, rows, cols] = union[:, rows, cols].maximum(flat[:, k, None, None].to(map.dtype))
+    return torch.where(flat.any(1)[:, None, None], union, _top(map, coverage))
+
+
+def _check_rule(rule: str, coverage: float, threshold: float) -> None:
+    checks.choice("rule", rule, RULES)
+    checks.number("coverage", coverage, "a number in (0, 1]", 0 < coverage <= 1)
+    checks.number("threshold", threshold, "a number in [0, 1]", 0 <= threshold <= 1)
+
+
+@dataclass(frozen=True)
+class Occlusion:
+    """Domain from occlusion sensitivity: METHOD.md, section 1.
+
+    Parameters
+    ----------
+    patch, stride
+        Size and distance of the windows in pixels, an int or (rows, columns); `stride` defaults to
+        `patch`.
+    fill
+        Value of zeroed-out pixels in the images' own space; one, or one a channel.
+    score
+        "prob", "log_prob", "logit" or "margin".
+    rule, coverage, threshold
+        As in `decision_domain`.
+    method
+        As in `occlusion_map`.
+
+    Raises
+    ------
+    ValueError
+        If a setting is out of range.
+    """
+
+    patch: Pair = 4
+    stride: Pair | None = None
+    fill: float | tuple[float, ...] = 0.0
+    score: str = "prob"
+    rule: str = "top"
+    coverage: float = 0.25
+    threshold: float = 0.5
+    method: str = "auto"
+
+    def __post_init__(self) -> None:
+        as_pair("patch", self.patch)
+        if self.stride is not None:
+            as_pair("stride", self.stride)
+        checks.choice("score", self.score, losses.SCORES)
+        checks.choice("method", self.method, METHODS)
+        _check_rule(self.rule, self.coverage, self.threshold)
+
+    def __call__(self, classifier: Classifier, images: Tensor, labels: Tensor) -> Tensor:
+        """Domain (B, H, W) of images (B, C, H, W) for the classes `labels` (B,)."""
+        with classifier.frozen():
+            logits = classifier.logits(images, search=True)
+            clean = Clean(classifier, images, labels, None, logits, logits.argmax(1), None)
+            return self.measure(clean).domain
+
+    def measure(
+        self,
+        clean: Clean,
+        *,
+        backend: str = "auto",
+        max_memory: int | None = None,
+        progress: Progress | None = None,
+    ) -> Measured:
+        """Domain and scores; c is the true class, or the predicted one of a targeted attack."""
+        images = clean.images
+        windows = Windows.over(*images.shape[2:], self.patch, self.stride)
+        classes = clean.labels if clean.target is None else clean.predicted
+        scores, flips = score_windows(
+            clean.classifier, images, classes, clean.logits,
+            windows=windows, score=self.score, fill=self.fill, backend=backend,
+            max_memory=max_memory, progress=progress,
+        )  # fmt: skip
+        heights = ops.window_mean(
+            scores, windows.height, windows.width,
+            patch=self.patch, stride=self.stride, backend=backend,
+        )  # fmt: skip
+        domain = decision_domain(
+            heights, rule=self.rule, coverage=self.coverage, threshold=self.threshold,
+            flips=flips, patch=self.patch, stride=self.stride,
+        )  # fmt: skip
+        return Measured(domain, scores)
+
+
+@dataclass(frozen=True)
+class Gradient:
+    """Domain from s = Σ_channels |∇_x L(x)|, which needs no occlusion.
+
+    Parameters
+    ----------
+    rule, coverage, threshold
+        As in `decision_domain`; "flip" needs windows and is not available.
+
+    Raises
+    ------
+    ValueError
+        If a setting is out of range.
+    """
+
+    rule: str = "top"
+    coverage: float = 0.25
+    threshold: float = 0.5
+
+    def __post_init__(self) -> None:
+        checks.choice("rule", self.rule, [rule for rule in RULES if rule != "flip"])
+        _check_rule(self.rule, self.coverage, self.threshold)
+
+    def __call__(self, classifier: Classifier, images: Tensor, labels: Tensor) -> Tensor:
+        """Domain (B, H, W) of images (B, C, H, W) from the cross-entropy of `labels` (B,)."""
+        with classifier.frozen():
+            logits, leaf = classifier.trace(images, search=True)
+            return self.of(classifier.gradient(losses.loss("ce", logits, labels, None), leaf))
+
+    def of(self, grad: Tensor) -> Tensor:
+        """Domain of a gradient (B, C, H, W)."""
+        return decision_domain(
+            grad.abs().sum(1), rule=self.rule, coverage=self.coverage, threshold=self.threshold
+        )

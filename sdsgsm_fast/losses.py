@@ -1,0 +1,81 @@
+"""Losses that an attack follows and scores that an occlusion map measures, both of the logits."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+LOSSES = ("ce", "margin", "dlr")
+SCORES = ("prob", "log_prob", "logit", "margin")
+
+
+def exact(logits: Tensor) -> Tensor:
+    """Logits in float32 at least: softmax and differences in half precision lose the signal."""
+    return logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
+
+
+def loss(name: str, logits: Tensor, labels: Tensor, target: Tensor | None) -> Tensor:
+    """Loss of each image: METHOD.md, section 3. Ascended, or descended where `target` is given.
+
+    Parameters
+    ----------
+    name
+        "ce" (cross-entropy), "margin" (Carlini & Wagner 2017: the best other class's logit minus
+        the class's own) or "dlr" (Croce & Hein 2020: the margin over the logits' spread).
+    logits
+        (B, K) floating.
+    labels, target
+        (B,) int64; the true classes, and the classes to reach or None.
+
+    Returns
+    -------
+    Tensor
+        (B,), in float32 at least.
+
+    Raises
+    ------
+    ValueError
+        If "dlr" is asked of a model with fewer than 3 classes (4 for a targeted attack).
+    """
+    z = exact(logits)
+    classes = labels if target is None else target
+    if name == "ce":
+        return F.cross_entropy(z, classes, reduction="none")
+    if name == "margin":
+        return -margin(z, classes)
+    return _dlr(z, labels, target)
+
+
+def score(name: str, logits: Tensor, classes: Tensor) -> Tensor:
+    """φ of equation 1, (B,): "prob", "log_prob", "logit" or "margin" of each image's class."""
+    z = exact(logits)
+    if name == "margin":
+        return margin(z, classes)
+    if name == "prob":
+        z = z.softmax(1)
+    elif name == "log_prob":
+        z = z.log_softmax(1)
+    return _at(z, classes)
+
+
+def margin(logits: Tensor, classes: Tensor) -> Tensor:
+    """z_c − max_{j≠c} z_j, (B,)."""
+    others = logits.scatter(1, classes[:, None], -torch.inf)
+    return _at(logits, classes) - others.amax(1)
+
+
+def _at(values: Tensor, classes: Tensor) -> Tensor:
+    return values.gather(1, classes[:, None])[:, 0]
+
+
+def _dlr(z: Tensor, labels: Tensor, target: Tensor | None) -> Tensor:
+    """Difference of logits ratio (Croce & Hein 2020, equations 6 and 7; the second descended)."""
+    least = 3 if target is None else 4
+    if z.shape[1] < least:
+        raise ValueError(f"loss: 'dlr' needs {least} classes, the model has {z.shape[1]}")
+    ranked = z.sort(dim=1, descending=True).values
+    if target is None:
+        return -margin(z, labels) / (ranked[:, 0] - ranked[:, 2] + 1e-12)
+    spread = ranked[:, 0] - (ranked[:, 2] + ranked[:, 3]) / 2
+    return (_at(z, labels) - _at(z, target)) / (spread + 1e-12)

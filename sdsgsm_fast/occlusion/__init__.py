@@ -1,0 +1,201 @@
+"""Occlusion sensitivity: how much each window's zero-out takes from a class's score."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .. import checks, losses, ops
+from ..backends import check_name
+from ..classifier import Classifier, Model
+from ..progress import Progress, reporter
+from ..windows import Pair, Windows
+from .dense import window_logits
+
+METHODS = ("auto", "dense")
+
+
+@torch.no_grad()
+def score_windows(
+    classifier: Classifier,
+    images: Tensor,
+    classes: Tensor,
+    clean: Tensor,
+    *,
+    windows: Windows,
+    score: str,
+    fill: checks.PerChannel,
+    backend: str,
+    max_memory: int | None,
+    progress: Progress | None,
+) -> tuple[Tensor, Tensor]:
+    """Equation 1 for every window: scores S and the flips of the predicted class.
+
+    Parameters
+    ----------
+    classifier, images, classes, clean
+        The model, images (B, C, H, W), the classes c (B,), and the clean images' logits (B, K).
+
+    Returns
+    -------
+    scores : Tensor
+        (B, rows, cols), in float32 at least.
+    flips : Tensor
+        (B, rows, cols) bool: the zero-out changes the predicted class.
+
+    Raises
+    ------
+    ValueError
+        If a score is not finite; the message names the images.
+    """
+    checks.choice("score", score, losses.SCORES)
+    before, predicted = losses.score(score, clean, classes), clean.argmax(1)
+    scores = before.new_empty((len(images), len(windows)))
+    flips = torch.empty_like(scores, dtype=torch.bool)
+    chunks = window_logits(
+        classifier, images, windows, fill=fill, backend=backend, max_memory=max_memory
+    )
+    for rows, chosen, logits in chunks:
+        flips[rows, chosen] = logits.argmax(2) != predicted[rows, None]
+        repeated = classes[rows, None].expand(logits.shape[:2]).flatten()
+        after = losses.score(score, logits.flatten(0, 1), repeated).unflatten(0, logits.shape[:2])
+        scores[rows, chosen] = before[rows, None] - after
+        if progress:
+            done = rows.start * len(windows) + (rows.stop - rows.start) * chosen.stop
+            progress("occlusion", done, scores.numel())
+    finite = scores.isfinite().all(1)
+    if not bool(finite.all()):
+        raise ValueError(f"model: occlusion scores are not finite for {checks.named(~finite)}")
+    shape = (windows.rows, windows.cols)
+    return scores.unflatten(1, shape), flips.unflatten(1, shape)
+
+
+def occlusion_scores(
+    model: Model,
+    images: Tensor,
+    labels: Tensor | None = None,
+    *,
+    patch: Pair = 4,
+    stride: Pair | None = None,
+    score: str = "prob",
+    fill: checks.PerChannel = 0.0,
+    bounds: tuple[float, float] = (0.0, 1.0),
+    mean: checks.PerChannel | None = None,
+    std: checks.PerChannel | None = None,
+    method: str = "auto",
+    precision: str = "auto",
+    backend: str = "auto",
+    max_memory: int | None = None,
+    progress: bool | Progress = False,
+) -> Tensor:
+    """Sensitivity S of each window: METHOD.md, equation 1 (after Zeiler & Fergus 2014).
+
+    Parameters
+    ----------
+    model
+        A classifier, `nn.Module` or callable: normalised images to logits (B, K), or to an object
+        with `.logits`. It is left as it was.
+    images
+        (B, C, H, W) floating, in `bounds`.
+    labels
+        (B,) integer, the classes whose score is measured; None for those that the model predicts.
+    patch, stride
+        Size and distance of the windows in pixels, an int or (rows, columns); `stride` defaults to
+        `patch`.
+    score
+        φ: "prob" (softmax probability), "log_prob", "logit" or "margin".
+    fill
+        Value of zeroed-out pixels, in the images' own space; one, or one a channel.
+    bounds
+        (lo, hi) of the pixel values.
+    mean, std
+        The model's normalisation; one value, or one a channel; None for none.
+    method
+        "dense": a full forward pass a window; "auto" is "dense" in this version.
+    precision
+        "float32": the model's own precision; "bfloat16": under autocast, approximate; "auto" is
+        "float32" in this version.
+    backend
+        "auto", "reference" or "native": who zeroes out the windows.
+    max_memory
+        Bytes of scratch space to stay within, approximately; None for no limit but the device's.
+    progress
+        True for a line on the terminal, or a callback ``progress(stage, done, total)``.
+
+    Returns
+    -------
+    Tensor
+        (B, rows, cols), in float32 at least. Positive where the window supports the class.
+
+    Raises
+    ------
+    ValueError, TypeError
+        If an argument has a wrong shape, dtype, device or value, or the model's output is not
+        finite logits.
+    """
+    checks.choice("method", method, METHODS)
+    checks.choice("score", score, losses.SCORES)
+    check_name(backend)
+    if max_memory is not None:
+        checks.integer("max_memory", max_memory, 1)
+    classifier = Classifier(model, mean=mean, std=std, precision=precision)
+    checks.image_batch("images", images)
+    windows = Windows.over(*images.shape[2:], patch, stride)
+    checks.values_in_bounds(images, checks.pixel_bounds(bounds))
+    if labels is not None:
+        checks.class_indices("labels", labels, images)
+    if not len(images):
+        return images.new_empty((0, windows.rows, windows.cols))
+    with classifier.frozen():
+        clean = classifier.logits(images, search=True)
+        classes = clean.argmax(1) if labels is None else labels.long()
+        checks.classes_in_range("labels", classes, clean.shape[1])
+        scores, _ = score_windows(
+            classifier, images, classes, clean,
+            windows=windows, score=score, fill=fill, backend=backend, max_memory=max_memory,
+            progress=reporter(progress),
+        )  # fmt: skip
+    return scores
+
+
+def occlusion_map(
+    model: Model,
+    images: Tensor,
+    labels: Tensor | None = None,
+    *,
+    patch: Pair = 4,
+    stride: Pair | None = None,
+    score: str = "prob",
+    fill: checks.PerChannel = 0.0,
+    bounds: tuple[float, float] = (0.0, 1.0),
+    mean: checks.PerChannel | None = None,
+    std: checks.PerChannel | None = None,
+    method: str = "auto",
+    precision: str = "auto",
+    backend: str = "auto",
+    max_memory: int | None = None,
+    progress: bool | Progress = False,
+) -> Tensor:
+    """Occlusion map: a pixel's value is the mean score of the windows over it (equation 2).
+
+    Parameters and errors are those of `occlusion_scores`. Equal to `captum.attr.Occlusion` of the
+    same score, windows and fill.
+
+    Returns
+    -------
+    Tensor
+        (B, H, W), in float32 at least.
+    """
+    scores = occlusion_scores(
+        model, images, labels,
+        patch=patch, stride=stride, score=score, fill=fill, bounds=bounds, mean=mean, std=std,
+        method=method, precision=precision, backend=backend, max_memory=max_memory,
+        progress=progress,
+    )  # fmt: skip
+    height, width = images.shape[2:]
+    return ops.window_mean(
+        scores, height, width, patch=patch, stride=stride, backend=backend
+    )
+
+
+__all__ = ["METHODS", "occlusion_map", "occlusion_scores", "score_windows"]

@@ -1,0 +1,70 @@
+"""SD-SGSM and the known attacks as settings of one loop: METHOD.md, section 4."""
+
+from __future__ import annotations
+
+import math
+from typing import ClassVar
+
+from typing_extensions import Unpack
+
+from .attack import Attack, Settings
+from .classifier import Model
+
+_SIGN: Settings = {"domain": None, "relax": None, "gain": math.inf}
+
+
+class SDSGSM(Attack):
+    """SD-SGSM (Xu et al., Entropy 2026, 28(2):193) as METHOD.md defines it: `Attack`'s defaults.
+
+    Decision-dependent domain, spatially adaptive allocation, tanh-smoothed step. Not the authors'
+    code: where their abstract is silent the choices are this project's.
+    """
+
+
+class Preset(Attack):
+    """An attack with other defaults; it takes every setting of `Attack`, a domain included."""
+
+    defaults: ClassVar[Settings] = {}
+
+    def __init__(self, model: Model, **settings: Unpack[Settings]) -> None:
+        super().__init__(model, **{**self.defaults, **settings})
+
+
+class SpatialOnly(Preset):
+    """Ablation: SD-SGSM's domain with the sign in place of the tanh."""
+
+    defaults = {"gain": math.inf}
+
+
+class SmoothingOnly(Preset):
+    """Ablation: SD-SGSM's tanh without a domain (m ≡ 1)."""
+
+    defaults = {"domain": None, "relax": None}
+
+
+class FGSM(Preset):
+    """Fast gradient sign method (Goodfellow et al. 2015): one step of ε."""
+
+    defaults = {**_SIGN, "steps": 1}
+
+    def __init__(self, model: Model, **settings: Unpack[Settings]) -> None:
+        settings.setdefault("alpha", settings.get("eps", 8 / 255))
+        super().__init__(model, **settings)
+
+
+class BIM(Preset):
+    """Basic iterative method, also called I-FGSM (Kurakin et al. 2017)."""
+
+    defaults = _SIGN
+
+
+class PGD(Preset):
+    """Projected gradient descent (Madry et al. 2018): BIM from a random start."""
+
+    defaults = {**_SIGN, "random_start": True}
+
+
+class MIFGSM(Preset):
+    """Momentum iterative FGSM (Dong et al. 2018): decay 1, gradients divided by their mean |g|."""
+
+    defaults = {**_SIGN, "decay": 1.0}

@@ -1,0 +1,142 @@
+"""Build of the native kernels; everything else is in pyproject.toml.
+
+``SDSGSM_BUILD`` chooses what is compiled:
+
+- ``auto`` (default): whatever the machine can compile; without a compiler the package is pure
+  Python, and ``sdsgsm info`` gives the reason.
+- ``cpu``: the CPU kernels, or an error.
+- ``none``: nothing.
+
+A second module is compiled from ``csrc/cuda`` where that folder has sources and nvcc is found.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+from setuptools.command.build_py import build_py
+
+ROOT = Path(__file__).parent
+PACKAGE = "sdsgsm_fast"
+INFO = "_build_info.json"
+CUDA_ARCHITECTURES = ("80", "90", "100")  # machine code for these, PTX of the last for newer ones
+
+MODE = os.environ.get("SDSGSM_BUILD", "auto")
+if MODE not in ("auto", "cpu", "none"):
+    sys.exit(f"SDSGSM_BUILD: expected auto, cpu or none, found {MODE!r}")
+
+
+def sources(*patterns: str) -> list[str]:
+    """Source files under csrc, relative to this file as setuptools wants them."""
+    return sorted(
+        str(path.relative_to(ROOT)) for pattern in patterns for path in ROOT.glob(f"csrc/{pattern}")
+    )
+
+
+def find_nvcc() -> str | None:
+    """Path of nvcc: on PATH, or under CUDA_HOME."""
+    return shutil.which("nvcc") or shutil.which("nvcc", path=os.environ.get("CUDA_HOME", "") + "/bin")
+
+
+def cpu_extension() -> Extension:
+    """Describe the CPU module.
+
+    It is compiled with OpenMP but not linked to a runtime: the one that torch has loaded serves
+    both, so there is one pool of threads (backends/native.py makes sure that there is one).
+    """
+    import pybind11
+
+    return Extension(
+        f"{PACKAGE}._native_cpu",
+        sources=sources("bind_cpu.cpp", "cpu/*.cpp"),
+        depends=sources("*.h", "cpu/*.h", "cpu/*.inl"),
+        include_dirs=[pybind11.get_include()],
+        extra_compile_args=[
+            *("-std=c++17", "-O3", "-fopenmp", "-fno-math-errno", "-fno-trapping-math"),
+            *("-fvisibility=hidden", "-Wall", "-Wextra", "-Wno-psabi", "-g0"),
+        ],
+        language="c++",
+    )
+
+
+class BuildKernels(build_ext):
+    """Compile the modules one by one and record, for ``sdsgsm info``, what became of each."""
+
+    def run(self) -> None:
+        """Build, or record why not."""
+        outcome = {"cpu": self.build_cpu(), "cuda": self.build_cuda()}
+        folder = ROOT / PACKAGE if self.inplace else Path(self.build_lib) / PACKAGE
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / INFO).write_text(json.dumps(outcome, indent=2) + "\n")
+
+    def build_cpu(self) -> str:
+        """Compile the CPU module; returns "built" or the reason why not."""
+        if MODE == "none":
+            return "not built: SDSGSM_BUILD=none"
+        try:
+            super().run()
+        except Exception as error:  # whatever breaks a compiler, the package works without it
+            if MODE == "cpu":
+                raise
+            print(f"warning: CPU kernels not built, continuing in pure Python: {error}")
+            return f"not built: {' '.join(str(error).split())}"
+        return "built"
+
+    def build_cuda(self) -> str:
+        """Compile the CUDA module with nvcc; returns "built" or the reason why not."""
+        files, nvcc = sources("bind_cuda.cpp", "cuda/*.cu"), find_nvcc()
+        if MODE != "auto":
+            return f"not built: SDSGSM_BUILD={MODE}"
+        if not files:
+            return "not built: this version has no CUDA sources"
+        if nvcc is None:
+            return "not built: nvcc was not found on PATH or in CUDA_HOME"
+        return self.run_nvcc(nvcc, files)
+
+    def run_nvcc(self, nvcc: str, files: list[str]) -> str:
+        """Compile and link `files` into ``_native_cuda``."""
+        import pybind11
+
+        target = Path(self.get_ext_fullpath(f"{PACKAGE}._native_cuda"))
+        target.parent.mkdir(parents=True, exist_ok=True)
+        codes = [f"-gencode=arch=compute_{a},code=sm_{a}" for a in CUDA_ARCHITECTURES]
+        newest = CUDA_ARCHITECTURES[-1]
+        codes.append(f"-gencode=arch=compute_{newest},code=compute_{newest}")
+        includes = [f"-I{pybind11.get_include()}", f"-I{self.python_include()}"]
+        command = [nvcc, "-shared", "-O3", "-std=c++17", "--cudart", "static", *codes, *includes]
+        command += ["-Xcompiler", "-fPIC,-fvisibility=hidden", *files, "-o", str(target)]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+        if done.returncode:
+            print(f"warning: CUDA kernels not built:\n{done.stderr}")
+            return f"not built: nvcc failed: {done.stderr.strip().splitlines()[-1:]}"
+        return "built"
+
+    @staticmethod
+    def python_include() -> str:
+        """Folder of Python.h."""
+        import sysconfig
+
+        return sysconfig.get_path("include")
+
+
+class BuildPackage(build_py):
+    """Copy the package without the modules and the report of an earlier build in the tree."""
+
+    def run(self) -> None:
+        """Copy, then drop a stale report."""
+        super().run()
+        if not self.editable_mode:
+            (Path(self.build_lib) / PACKAGE / INFO).unlink(missing_ok=True)
+
+
+setup(
+    ext_modules=[] if MODE == "none" else [cpu_extension()],
+    cmdclass={"build_ext": BuildKernels, "build_py": BuildPackage},
+)
