@@ -42,7 +42,8 @@ def sources(*patterns: str) -> list[str]:
 
 def find_nvcc() -> str | None:
     """Path of nvcc: on PATH, or under CUDA_HOME."""
-    return shutil.which("nvcc") or shutil.which("nvcc", path=os.environ.get("CUDA_HOME", "") + "/bin")
+    home = Path(os.environ.get("CUDA_HOME", "/usr/local/cuda"))
+    return shutil.which("nvcc") or shutil.which("nvcc", path=str(home / "bin"))
 
 
 def cpu_extension() -> Extension:

@@ -69,7 +69,9 @@ def train(epochs: int, per_class: int, batch: int, seed: int) -> PhotoNet:
             optimizer.step()
             schedule.step()
         seconds = time.perf_counter() - start
-        print(f"epoch {epoch + 1}/{epochs}: test accuracy {accuracy(net, *test):.3f}, {seconds:.0f} s")
+        print(
+            f"epoch {epoch + 1}/{epochs}: test accuracy {accuracy(net, *test):.3f}, {seconds:.0f} s"
+        )
     return net.eval()
 
 

@@ -1,19 +1,20 @@
 """SD-SGSM adversarial examples and occlusion maps for image classifiers, fast.
 
-    from sdsgsm_fast import SDSGSM, occlusion_map
+from sdsgsm_fast import SDSGSM, occlusion_map
 
-    adv = SDSGSM(model, eps=8/255)(images, labels)
-    heat = occlusion_map(model, images, labels, patch=4)
+adv = SDSGSM(model, eps=8/255)(images, labels)
+heat = occlusion_map(model, images, labels, patch=4)
 """
 
 from importlib.metadata import PackageNotFoundError, version
 
 from . import ops
-from .attack import Attack, AttackResult, Passes
+from .attack import Attack
 from .domains import Gradient, Occlusion, decision_domain
 from .metrics import Metrics
 from .occlusion import occlusion_map, occlusion_scores
 from .presets import BIM, FGSM, MIFGSM, PGD, SDSGSM, SmoothingOnly, SpatialOnly
+from .result import AttackResult, Passes
 
 try:
     __version__ = version("sdsgsm-fast")

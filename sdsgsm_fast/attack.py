@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import math
 import secrets
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TypedDict
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from . import checks, losses, metrics, ops
+from . import checks, losses, ops
 from .backends import check_name
 from .classifier import Classifier, Model
 from .domains import Clean, DomainFunction, Gradient, Measured, Occlusion
+from .noise import uniform_noise
 from .progress import Progress, reporter
+from .result import AttackResult, Passes
 
 Domain = Occlusion | Gradient | Tensor | DomainFunction | None
 
@@ -45,84 +45,6 @@ class Settings(TypedDict, total=False):
     max_memory: int | None
     seed: int | None
     progress: bool | Progress
-
-
-@dataclass(frozen=True)
-class Passes:
-    """Passes through the model that each image took part in, (B,) int64 on the CPU."""
-
-    forward: Tensor
-    backward: Tensor
-
-
-@dataclass(frozen=True)
-class AttackResult:
-    """What an attack did to a batch of B images.
-
-    Attributes
-    ----------
-    adv : Tensor
-        (B, C, H, W) adversarial images in the dtype of the images; the clean image where skipped.
-    success : Tensor
-        (B,) bool: the model was fooled (and had not been wrong before).
-    skipped : Tensor
-        (B,) bool: the model misclassified the clean image, which was therefore left alone.
-    updates : Tensor
-        (B,) int64: steps taken, over all restarts.
-    domain : Tensor
-        (B, H, W) the domain m.
-    scores : Tensor or None
-        (B, rows, cols) occlusion scores S, where the domain came from `Occlusion`.
-    passes : Passes
-        Forward and backward passes of each image, those of the domain included.
-    images : Tensor
-        (B, C, H, W) the clean images, as given.
-    bounds : tuple of float
-        (lo, hi) of the pixel values.
-    fools : callable
-        ``fools(images) -> (B,) bool``, the model's verdict on other versions of the adversarial
-        images; used by `metrics` for the 8-bit figures.
-    """
-
-    adv: Tensor
-    success: Tensor
-    skipped: Tensor
-    updates: Tensor
-    domain: Tensor
-    scores: Tensor | None
-    passes: Passes
-    images: Tensor
-    bounds: tuple[float, float]
-    fools: Callable[[Tensor], Tensor]
-
-    def metrics(self) -> metrics.Metrics:
-        """Success rates, distances and costs; one forward pass judges the 8-bit images."""
-        tried = ~self.skipped
-        adv, images = self.adv[tried], self.images[tried]
-        rounded = metrics.to_8bit(adv, self.bounds)
-        fooled_8bit = self.fools(metrics.to_8bit(self.adv, self.bounds))[tried]
-        on_cpu = tried.cpu()
-        return metrics.Metrics(
-            images=len(tried),
-            skipped=int(self.skipped.sum()),
-            attacked=len(adv),
-            success_rate=metrics.mean(self.success[tried]),
-            error_rate=metrics.mean(self.success | self.skipped),
-            l0=metrics.mean(metrics.l0(adv, images)),
-            l1=metrics.mean(metrics.l1(adv, images)),
-            l2=metrics.mean(metrics.l2(adv, images)),
-            linf=metrics.mean(metrics.linf(adv, images)),
-            psnr=metrics.mean_psnr(adv, images, self.bounds),
-            ssim=metrics.mean_ssim(adv, images, self.bounds),
-            success_rate_8bit=metrics.mean(fooled_8bit),
-            l2_8bit=metrics.mean(metrics.l2(rounded, images)),
-            linf_8bit=metrics.mean(metrics.linf(rounded, images)),
-            psnr_8bit=metrics.mean_psnr(rounded, images, self.bounds),
-            ssim_8bit=metrics.mean_ssim(rounded, images, self.bounds),
-            updates=metrics.mean(self.updates[tried]),
-            forwards=metrics.mean(self.passes.forward[on_cpu]),
-            backwards=metrics.mean(self.passes.backward[on_cpu]),
-        )
 
 
 @dataclass
@@ -257,11 +179,11 @@ class Attack:
         progress: bool | Progress = False,
     ) -> None:
         self.classifier = Classifier(model, mean=mean, std=std, precision=precision)
-        self.eps = eps
-        self.alpha = eps / 8 if alpha is None else alpha
+        self.eps = _scalar(eps)
+        self.alpha = self.eps / 8 if alpha is None else _scalar(alpha)
         self.steps = steps
         self.domain = domain
-        self.background = background
+        self.background = _scalar(background)
         self.relax = relax
         self.gain = gain
         self.decay = decay
@@ -277,9 +199,7 @@ class Attack:
         self.progress = reporter(progress)
         self._check_settings()
 
-    def __call__(
-        self, images: Tensor, labels: Tensor, *, target: Tensor | None = None
-    ) -> Tensor:
+    def __call__(self, images: Tensor, labels: Tensor, *, target: Tensor | None = None) -> Tensor:
         """Adversarial images (B, C, H, W); see `run`."""
         return self.run(images, labels, target=target).adv
 
@@ -423,22 +343,19 @@ class Attack:
 
     def _evaluate_clean(self, images: Tensor, labels: Tensor, target: Tensor | None) -> Clean:
         """One pass over the clean images serves the skipping, the domain and the first step."""
-        wanted = isinstance(self.domain, Gradient) or not self.random_start
-        if not wanted or self.classifier.reduced:
+        needs_grad = isinstance(self.domain, Gradient) or not self.random_start
+        traced = self.classifier.trace(images, search=True) if needs_grad else None
+        if traced is None or self.classifier.reduced:  # verdicts are the full precision's
             logits = self.classifier.logits(images)
-            self._check_classes(labels, target, logits.shape[1])
-            clean = Clean(
-                self.classifier, images, labels, target, logits, logits.argmax(1), None
-            )
-        if not wanted:
-            return clean
-        traced, leaf = self.classifier.trace(images, search=True)
-        self._check_classes(labels, target, traced.shape[1])
-        loss = losses.loss(self.loss, traced, labels, target)
-        grad = self.classifier.gradient(loss, leaf)
-        if self.classifier.reduced:
-            return replace(clean, grad=grad)
-        logits = traced.detach()
+        else:
+            logits = traced[0].detach()
+        checks.classes_in_range("labels", labels, logits.shape[1])
+        if target is not None:
+            checks.classes_in_range("target", target, logits.shape[1])
+        grad = None
+        if traced is not None:
+            loss = losses.loss(self.loss, traced[0], labels, target)
+            grad = self.classifier.gradient(loss, traced[1])
         return Clean(self.classifier, images, labels, target, logits, logits.argmax(1), grad)
 
     def _measure(self, clean: Clean) -> Measured:
@@ -466,12 +383,8 @@ class Attack:
         return alive.background + (1 - alive.background) * min(1, step / (self.relax * self.steps))
 
     def _perturb(self, alive: _Alive, places: Tensor, seed: int, restart: int) -> None:
-        """Start from x + U(−1, 1)·E_0, clipped to the bounds; a stream of numbers an image."""
-        noise = np.empty(alive.images.shape, dtype=np.float32)
-        for row, place in enumerate(places.tolist()):
-            philox = np.random.Philox(key=[seed, place], counter=[0, 0, 0, restart])
-            np.random.Generator(philox).random(dtype=np.float32, out=noise[row])
-        uniform = torch.from_numpy(noise).to(alive.images) * 2 - 1
+        """Start from x + U(−1, 1)·E_0, clipped to the bounds."""
+        uniform = uniform_noise(alive.images, places, seed, restart)
         background = _column(self._background(alive, 0))
         mask: float | Tensor = 1.0 if alive.domain is None else alive.domain[:, None]
         budget = _column(alive.eps) * (background + (1 - background) * mask)
@@ -500,10 +413,10 @@ class Attack:
         checks.integer("restarts", self.restarts, 1)
         if self.restarts > 1 and not self.random_start:
             raise ValueError("restarts: a second attempt needs random_start=True to differ")
-        checks.number("gain", self.gain, "a number above 0, or math.inf", self.gain > 0)
-        checks.number("decay", self.decay, "a finite number, at least 0", 0 <= self.decay < math.inf)
+        checks.number("gain", self.gain, "a number above 0, or math.inf", lambda v: v > 0)
+        checks.number("decay", self.decay, "a finite number of at least 0", _is_finite)
         if self.relax is not None:
-            checks.number("relax", self.relax, "a number in (0, 1], or None", 0 < self.relax <= 1)
+            checks.number("relax", self.relax, "a number in (0, 1], or None", lambda v: 0 < v <= 1)
         checks.choice("normalize", self.normalize, ops.NORMALIZE)
         checks.choice("loss", self.loss, losses.LOSSES)
         check_name(self.backend)
@@ -546,17 +459,20 @@ class Attack:
         if isinstance(self.domain, Tensor):
             checks.domain_tensor(self.domain, images)
 
-    @staticmethod
-    def _check_classes(labels: Tensor, target: Tensor | None, classes: int) -> None:
-        checks.classes_in_range("labels", labels, classes)
-        if target is not None:
-            checks.classes_in_range("target", target, classes)
-
 
 def _fooled(logits: Tensor, labels: Tensor, target: Tensor | None) -> Tensor:
     """Whether the predicted class is wrong, or is the target, (B,) bool."""
     predicted = logits.argmax(1)
     return predicted != labels if target is None else predicted == target
+
+
+def _is_finite(value: float) -> bool:
+    return 0 <= value < math.inf
+
+
+def _scalar(value: float | Tensor) -> float | Tensor:
+    """Turn a tensor without dimensions into the number it holds."""
+    return value.item() if isinstance(value, Tensor) and not value.ndim else value
 
 
 def _column(value: float | Tensor) -> float | Tensor:

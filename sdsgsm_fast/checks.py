@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from numbers import Integral, Real
 
 import torch
 from torch import Tensor
@@ -19,15 +20,15 @@ def choice(name: str, value: str, options: Sequence[str]) -> None:
         raise ValueError(f"{name}: expected one of {', '.join(options)}, found {value!r}")
 
 
-def number(name: str, value: float, expected: str, valid: bool) -> None:
-    """Require a real number for which `valid` was computed as true."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not valid:
+def number(name: str, value: float, expected: str, valid: Callable[[float], bool]) -> None:
+    """Require a real number for which `valid` holds."""
+    if isinstance(value, bool) or not isinstance(value, Real) or not valid(value):
         raise ValueError(f"{name}: expected {expected}, found {value!r}")
 
 
 def integer(name: str, value: int, least: int) -> None:
     """Require an int of at least `least`."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+    if isinstance(value, bool) or not isinstance(value, Integral) or value < least:
         raise ValueError(f"{name}: expected an integer of at least {least}, found {value!r}")
 
 
@@ -50,7 +51,7 @@ def per_image(name: str, value: float | Tensor, batch: int) -> None:
         if not bool((value.isfinite() & (value >= 0)).all()):
             raise ValueError(f"{name}: expected finite values of at least 0, found {value}")
     else:
-        number(name, value, "a finite number of at least 0", math.isfinite(value) and value >= 0)
+        number(name, value, "a finite number of at least 0", lambda v: 0 <= v < math.inf)
 
 
 def image_batch(name: str, images: Tensor) -> None:
@@ -126,7 +127,9 @@ def classes_in_range(name: str, labels: Tensor, classes: int) -> None:
 def same_device(name: str, tensor: Tensor, images: Tensor) -> None:
     """Require the images' device."""
     if tensor.device != images.device:
-        raise ValueError(f"{name}: expected device {images.device} as images, found {tensor.device}")
+        raise ValueError(
+            f"{name}: expected device {images.device} as images, found {tensor.device}"
+        )
 
 
 def same_shape(name: str, tensor: Tensor, shape: Sequence[int]) -> None:

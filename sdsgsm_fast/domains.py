@@ -123,7 +123,7 @@ def _flip(
 ) -> Tensor:
     if flips is None or patch is None:
         raise ValueError("flips: rule 'flip' needs flips and patch")
-    windows = Windows.over(*map.shape[1:], patch, stride)
+    windows = Windows.over(map.shape[1], map.shape[2], patch, stride)
     flat = flips.flatten(1).bool()
     checks.same_shape("flips", flat, (len(map), len(windows)))
     union = torch.zeros_like(map)
@@ -134,8 +134,8 @@ def _flip(
 
 def _check_rule(rule: str, coverage: float, threshold: float) -> None:
     checks.choice("rule", rule, RULES)
-    checks.number("coverage", coverage, "a number in (0, 1]", 0 < coverage <= 1)
-    checks.number("threshold", threshold, "a number in [0, 1]", 0 <= threshold <= 1)
+    checks.number("coverage", coverage, "a number in (0, 1]", lambda v: 0 < v <= 1)
+    checks.number("threshold", threshold, "a number in [0, 1]", lambda v: 0 <= v <= 1)
 
 
 @dataclass(frozen=True)
@@ -196,7 +196,7 @@ class Occlusion:
     ) -> Measured:
         """Domain and scores; c is the true class, or the predicted one of a targeted attack."""
         images = clean.images
-        windows = Windows.over(*images.shape[2:], self.patch, self.stride)
+        windows = Windows.over(images.shape[2], images.shape[3], self.patch, self.stride)
         classes = clean.labels if clean.target is None else clean.predicted
         scores, flips = score_windows(
             clean.classifier, images, classes, clean.logits,

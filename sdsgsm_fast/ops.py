@@ -133,9 +133,9 @@ def _update(
     in_place: bool,
 ) -> tuple[Tensor, Tensor | None]:
     _check_update(adv, images, grad, domain, active, momentum)
-    checks.number("gain", gain, "a number above 0, or infinity", gain > 0)
-    checks.number("decay", decay, "a finite number of at least 0", 0 <= decay < math.inf)
-    checks.number("sign", sign, "1 or -1", sign in (1, -1))
+    checks.number("gain", gain, "a number above 0, or infinity", lambda v: v > 0)
+    checks.number("decay", decay, "a finite number of at least 0", lambda v: 0 <= v < math.inf)
+    checks.number("sign", sign, "1 or -1", lambda v: v in (1, -1))
     checks.choice("normalize", normalize, NORMALIZE)
     dtype = compute_dtype(images)
     settings = {"eps": eps, "alpha": alpha, "background": background}

@@ -27,25 +27,26 @@ class Preset(Attack):
     defaults: ClassVar[Settings] = {}
 
     def __init__(self, model: Model, **settings: Unpack[Settings]) -> None:
-        super().__init__(model, **{**self.defaults, **settings})
+        merged: Settings = {**self.defaults, **settings}
+        super().__init__(model, **merged)
 
 
 class SpatialOnly(Preset):
     """Ablation: SD-SGSM's domain with the sign in place of the tanh."""
 
-    defaults = {"gain": math.inf}
+    defaults: ClassVar[Settings] = {"gain": math.inf}
 
 
 class SmoothingOnly(Preset):
     """Ablation: SD-SGSM's tanh without a domain (m ≡ 1)."""
 
-    defaults = {"domain": None, "relax": None}
+    defaults: ClassVar[Settings] = {"domain": None, "relax": None}
 
 
 class FGSM(Preset):
     """Fast gradient sign method (Goodfellow et al. 2015): one step of ε."""
 
-    defaults = {**_SIGN, "steps": 1}
+    defaults: ClassVar[Settings] = {**_SIGN, "steps": 1}
 
     def __init__(self, model: Model, **settings: Unpack[Settings]) -> None:
         settings.setdefault("alpha", settings.get("eps", 8 / 255))
@@ -55,16 +56,16 @@ class FGSM(Preset):
 class BIM(Preset):
     """Basic iterative method, also called I-FGSM (Kurakin et al. 2017)."""
 
-    defaults = _SIGN
+    defaults: ClassVar[Settings] = _SIGN
 
 
 class PGD(Preset):
     """Projected gradient descent (Madry et al. 2018): BIM from a random start."""
 
-    defaults = {**_SIGN, "random_start": True}
+    defaults: ClassVar[Settings] = {**_SIGN, "random_start": True}
 
 
 class MIFGSM(Preset):
     """Momentum iterative FGSM (Dong et al. 2018): decay 1, gradients divided by their mean |g|."""
 
-    defaults = {**_SIGN, "decay": 1.0}
+    defaults: ClassVar[Settings] = {**_SIGN, "decay": 1.0}

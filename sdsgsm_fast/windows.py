@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from numbers import Integral
 
 Pair = int | tuple[int, int]
 
@@ -16,11 +17,11 @@ def as_pair(name: str, value: Pair) -> tuple[int, int]:
     ValueError
         If `value` is neither a positive int nor a pair of them.
     """
-    pair = (value, value) if isinstance(value, int) else tuple(value)
-    valid = len(pair) == 2 and all(isinstance(v, int) and not isinstance(v, bool) for v in pair)
-    if not valid or min(pair) < 1:
+    pair = tuple(value) if isinstance(value, Sequence) else (value, value)
+    valid = all(isinstance(v, Integral) and not isinstance(v, bool) and v > 0 for v in pair)
+    if len(pair) != 2 or not valid:
         raise ValueError(f"{name}: expected a positive int or a pair of them, found {value!r}")
-    return pair[0], pair[1]
+    return int(pair[0]), int(pair[1])
 
 
 @dataclass(frozen=True)

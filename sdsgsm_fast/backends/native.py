@@ -130,16 +130,14 @@ def update(
         *(_DTYPES[adv.dtype], _DTYPES[grad.dtype]),
         *(gain, decay, *bounds, sign, _NORMALIZE[normalize], torch.get_num_threads()),
     )
-    if in_place:
-        out, kept = _written_back(adv, out), _written_back(momentum, kept)
+    if not in_place:
+        return out, kept
+    # The kernel worked on dense copies where the caller's tensors are not dense themselves.
+    if out is not adv:
+        out = adv.copy_(out)
+    if momentum is not None and kept is not None and kept is not momentum:
+        kept = momentum.copy_(kept)
     return out, kept
-
-
-def _written_back(target: Tensor | None, computed: Tensor | None) -> Tensor | None:
-    """Copy a result into the caller's tensor where the kernel worked on a dense copy of it."""
-    if target is None or computed is None or target is computed:
-        return computed
-    return target.copy_(computed)
 
 
 def _grid(windows: Windows) -> tuple[int, ...]:

@@ -58,7 +58,7 @@ def score_windows(
     for rows, chosen, logits in chunks:
         flips[rows, chosen] = logits.argmax(2) != predicted[rows, None]
         repeated = classes[rows, None].expand(logits.shape[:2]).flatten()
-        after = losses.score(score, logits.flatten(0, 1), repeated).unflatten(0, logits.shape[:2])
+        after = losses.score(score, logits.flatten(0, 1), repeated).view(logits.shape[:2])
         scores[rows, chosen] = before[rows, None] - after
         if progress:
             done = rows.start * len(windows) + (rows.stop - rows.start) * chosen.stop
@@ -66,8 +66,8 @@ def score_windows(
     finite = scores.isfinite().all(1)
     if not bool(finite.all()):
         raise ValueError(f"model: occlusion scores are not finite for {checks.named(~finite)}")
-    shape = (windows.rows, windows.cols)
-    return scores.unflatten(1, shape), flips.unflatten(1, shape)
+    shape = (len(images), windows.rows, windows.cols)
+    return scores.view(shape), flips.view(shape)
 
 
 def occlusion_scores(
@@ -140,7 +140,7 @@ def occlusion_scores(
         checks.integer("max_memory", max_memory, 1)
     classifier = Classifier(model, mean=mean, std=std, precision=precision)
     checks.image_batch("images", images)
-    windows = Windows.over(*images.shape[2:], patch, stride)
+    windows = Windows.over(images.shape[2], images.shape[3], patch, stride)
     checks.values_in_bounds(images, checks.pixel_bounds(bounds))
     if labels is not None:
         checks.class_indices("labels", labels, images)
@@ -193,9 +193,7 @@ def occlusion_map(
         progress=progress,
     )  # fmt: skip
     height, width = images.shape[2:]
-    return ops.window_mean(
-        scores, height, width, patch=patch, stride=stride, backend=backend
-    )
+    return ops.window_mean(scores, height, width, patch=patch, stride=stride, backend=backend)
 
 
 __all__ = ["METHODS", "occlusion_map", "occlusion_scores", "score_windows"]

@@ -44,7 +44,7 @@ def window_logits(
                 raise
             chunk //= 2
             continue
-        yield rows, slice(window, window + count), logits.unflatten(0, (-1, count))
+        yield rows, slice(window, window + count), logits.view(-1, count, logits.shape[1])
         window += count
         if window == len(windows):
             at, window = rows.stop, 0

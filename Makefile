@@ -1,0 +1,32 @@
+# make demo   attack the embedded classifier: table, JSON and figure in ./sdsgsm-demo
+# make test   ruff, mypy and every test
+# Both start from a fresh clone: they make .venv, install the pinned versions and build the kernels.
+
+PYTHON ?= python3
+ROOT := $(patsubst %/,%,$(dir $(abspath $(lastword $(MAKEFILE_LIST)))))
+VENV := $(ROOT)/.venv
+BIN := $(VENV)/bin
+SOURCES := $(shell find $(ROOT)/csrc -type f) $(ROOT)/setup.py $(ROOT)/pyproject.toml
+DEMO_ARGS ?=
+
+.PHONY: demo test lint clean
+
+demo: $(VENV)/.installed
+	$(BIN)/sdsgsm demo $(DEMO_ARGS)
+
+test: lint
+	$(BIN)/python -m pytest $(ROOT)/tests -c $(ROOT)/pyproject.toml
+
+lint: $(VENV)/.installed
+	cd $(ROOT) && $(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
+
+$(VENV)/.installed: $(SOURCES) $(ROOT)/constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -q -c $(ROOT)/constraints.txt setuptools pybind11
+	$(BIN)/python -m pip install -q -c $(ROOT)/constraints.txt --no-build-isolation \
+		-e '$(ROOT)[cli,test]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) $(ROOT)/build $(ROOT)/*.egg-info $(ROOT)/sdsgsm_fast/*.so \
+		$(ROOT)/sdsgsm_fast/_build_info.json

@@ -1,0 +1,27 @@
+"""Random numbers that belong to an image rather than to its batch."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+def uniform_noise(like: Tensor, places: Tensor, seed: int, restart: int) -> Tensor:
+    """U(−1, 1) of the shape, dtype and device of `like`; a stream of numbers for each image.
+
+    Parameters
+    ----------
+    like
+        (B, C, H, W).
+    places
+        (B,) integer on the CPU, the images' places in their data set.
+    seed, restart
+        Which stream; both at least 0. The numbers depend on (seed, place, restart) alone, not on
+        the batch nor on the device.
+    """
+    noise = np.empty(tuple(like.shape), dtype=np.float32)
+    for row, place in enumerate(places.tolist()):
+        philox = np.random.Philox(key=[seed, place], counter=[0, 0, 0, restart])
+        np.random.Generator(philox).random(dtype=np.float32, out=noise[row])
+    return torch.from_numpy(noise).to(like) * 2 - 1
