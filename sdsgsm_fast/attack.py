@@ -179,11 +179,11 @@ class Attack:
         progress: bool | Progress = False,
     ) -> None:
         self.classifier = Classifier(model, mean=mean, std=std, precision=precision)
-        self.eps = _scalar(eps)
-        self.alpha = self.eps / 8 if alpha is None else _scalar(alpha)
+        self.eps = _setting("eps", eps)
+        self.alpha = _setting("alpha", self.eps / 8 if alpha is None else alpha)
         self.steps = steps
         self.domain = domain
-        self.background = _scalar(background)
+        self.background = _setting("background", background)
         self.relax = relax
         self.gain = gain
         self.decay = decay
@@ -414,7 +414,7 @@ class Attack:
         if self.restarts > 1 and not self.random_start:
             raise ValueError("restarts: a second attempt needs random_start=True to differ")
         checks.number("gain", self.gain, "a number above 0, or math.inf", lambda v: v > 0)
-        checks.number("decay", self.decay, "a finite number of at least 0", _is_finite)
+        checks.number("decay", self.decay, "a finite number ≥ 0", lambda v: 0 <= v < math.inf)
         if self.relax is not None:
             checks.number("relax", self.relax, "a number in (0, 1], or None", lambda v: 0 < v <= 1)
         checks.choice("normalize", self.normalize, ops.NORMALIZE)
@@ -424,9 +424,6 @@ class Attack:
             checks.integer("max_memory", self.max_memory, 1)
         if self.seed is not None:
             checks.integer("seed", self.seed, 0)
-        for name in ("eps", "alpha", "background"):
-            value = getattr(self, name)
-            checks.per_image(name, value, len(value) if isinstance(value, Tensor) else 0)
         if bool((torch.as_tensor(self.background) > 1).any()):
             raise ValueError(f"background: expected values in [0, 1], found {self.background}")
         known = self.domain is None or isinstance(self.domain, Tensor) or callable(self.domain)
@@ -466,13 +463,12 @@ def _fooled(logits: Tensor, labels: Tensor, target: Tensor | None) -> Tensor:
     return predicted != labels if target is None else predicted == target
 
 
-def _is_finite(value: float) -> bool:
-    return 0 <= value < math.inf
-
-
-def _scalar(value: float | Tensor) -> float | Tensor:
-    """Turn a tensor without dimensions into the number it holds."""
-    return value.item() if isinstance(value, Tensor) and not value.ndim else value
+def _setting(name: str, value: float | Tensor) -> float | Tensor:
+    """Check a number or tensor (B,); a tensor without dimensions becomes the number it holds."""
+    if isinstance(value, Tensor) and not value.ndim:
+        value = value.item()
+    checks.per_image(name, value, len(value) if isinstance(value, Tensor) else 0)
+    return value
 
 
 def _column(value: float | Tensor) -> float | Tensor:

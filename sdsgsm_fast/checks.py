@@ -73,7 +73,7 @@ def values_in_bounds(images: Tensor, bounds: tuple[float, float]) -> None:
     """Require finite images within `bounds`, up to float rounding."""
     if not images.numel():
         return
-    low, high = (float(v) for v in images.aminmax())
+    low, high = (float(v) for v in images.detach().aminmax())
     if not (math.isfinite(low) and math.isfinite(high)):
         raise ValueError(f"images: expected finite values, found NaN or infinity {_where(images)}")
     lo, hi = bounds

@@ -149,7 +149,9 @@ class Classifier:
         """
         grad = None
         if loss.requires_grad:
-            (grad,) = torch.autograd.grad(loss.sum(), leaf, allow_unused=True)
+            # Autocast around the call would reach into the backward pass as well.
+            with torch.autocast(leaf.device.type, enabled=False):
+                (grad,) = torch.autograd.grad(loss.sum(), leaf, allow_unused=True)
         if grad is None:
             raise ValueError("model: its output does not depend on the images, no gradient flows")
         self.backwards += len(leaf)
