@@ -21,17 +21,9 @@ struct BFloat16 {
 // The numbers by which Python names the element types.
 enum class DType : int { float32 = 0, float64 = 1, float16 = 2, bfloat16 = 3 };
 
-// float16 and bfloat16 are computed with in float32, float64 in itself.
-template <class T>
-struct ComputeOf {
-  using type = float;
-};
-template <>
-struct ComputeOf<double> {
-  using type = double;
-};
-template <class T>
-using Compute = typename ComputeOf<T>::type;
+SDSGSM_HD int64_t size_of(DType type) {
+  return type == DType::float64 ? 8 : type == DType::float32 ? 4 : 2;
+}
 
 SDSGSM_HD uint32_t bits_of(float value) {
   uint32_t bits;

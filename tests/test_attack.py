@@ -257,13 +257,13 @@ def test_passes_are_counted(net: nn.Module, images: Tensor, labels: Tensor) -> N
 
 
 def test_restarts_only_add_successes(net: nn.Module, images: Tensor, labels: Tensor) -> None:
-    settings = {"eps": 3 / 255, "steps": 3, "seed": 0}
+    settings = {"eps": 0.15, "alpha": 0.0, "steps": 1, "seed": 0}  # luck alone
     once = PGD(net, **settings).run(images, labels)
     often = PGD(net, restarts=20, **settings).run(images, labels)
     assert torch.all(often.success | ~once.success)
     assert torch.equal(often.adv[once.success], once.adv[once.success])
     failed = ~often.success & ~often.skipped
-    assert torch.all(often.updates[failed] == 60)
+    assert torch.all(often.updates[failed] == 20)
     assert torch.equal(often.success, (predicted(net, often.adv) != labels) & ~often.skipped)
     assert often.success.sum() > once.success.sum()
 

@@ -5,10 +5,9 @@
 
 namespace sdsgsm::cpu {
 namespace {
-#include "update.inl"
-
+#include "blocks.inl"
 #include "occlude.inl"
-
+#include "update.inl"
 #include "window_mean.inl"
 }  // namespace
 

@@ -1,63 +1,61 @@
 // Zeroed-out copies of a batch of images, normalised and converted on the way.
 
-// One row of one channel, normalised. `step` is the distance of two pixels in the output.
-template <class C, class T, class O>
-SDSGSM_HD void copy_row(const T* from, O* to, int64_t width, int64_t step, C mean, C std) {
-  if (step == 1) {
-    for (int64_t x = 0; x < width; ++x) store(to + x, normalised(C(load(from + x)), mean, std));
-  } else {
-    for (int64_t x = 0; x < width; ++x)
-      store(to + x * step, normalised(C(load(from + x)), mean, std));
-  }
-}
-
-template <class T, class O>
-SDSGSM_HD void occlude_image(const OccludeCall& call, const T* image, O* out, const Window& w) {
-  using C = Compute<T>;
-  const int64_t height = call.grid.height, width = call.grid.width, channels = call.channels;
-  const int64_t step = call.channels_last ? channels : 1;
-  for (int64_t c = 0; c < channels; ++c) {
-    const C mean = C(call.mean[c]), std = C(call.std[c]);
-    O filled;
-    // Rounded as the pixels are: to the image's type first, then normalised.
-    T fill;
-    store(&fill, C(call.fill[c]));
-    store(&filled, normalised(C(load(&fill)), mean, std));
-    for (int64_t y = 0; y < height; ++y) {
-      O* row = out + (call.channels_last ? y * width * channels + c : (c * height + y) * width);
-      copy_row(image + (c * height + y) * width, row, width, step, mean, std);
-      if (y < w.top || y >= w.bottom) continue;
-      for (int64_t x = w.left; x < w.right; ++x) row[x * step] = filled;
-    }
-  }
-}
-
-template <class T, class O>
-void occlude_batch(const OccludeCall& call) {
-  const int64_t size = call.channels * call.grid.height * call.grid.width;
-#pragma omp parallel for schedule(static) num_threads(call.threads) if (call.threads > 1)
-  for (int64_t i = 0; i < call.batch * call.count; ++i) {
-    const T* image = static_cast<const T*>(call.images) + i / call.count * size;
-    const Window window = window_at(call.grid, call.first + i % call.count);
-    occlude_image(call, image, static_cast<O*>(call.out) + i * size, window);
+// Normalise one row of one channel into the output, `step` elements from pixel to pixel.
+template <class C>
+void copy_row(const OccludeCall& call, int64_t from, int64_t to, int64_t step, C mean, C std) {
+  C x_buffer[kBlock], o[kBlock];
+  for (int64_t start = 0; start < call.grid.width; start += kBlock) {
+    const int64_t size = smaller(kBlock, call.grid.width - start);
+    const C* x = loaded(call.images, call.image_type, from + start, size, x_buffer);
+    C* out = step == 1 ? target(call.out, call.out_type, to + start, o) : o;
+    for (int64_t i = 0; i < size; ++i) out[i] = normalised(x[i], mean, std);
+    if (out == o) stored(out, call.out, call.out_type, to + start * step, size, step);
   }
 }
 
 template <class T>
-void occlude_into(const OccludeCall& call) {
-  switch (call.out_type) {
-    case DType::float32: return occlude_batch<T, float>(call);
-    case DType::float64: return occlude_batch<T, double>(call);
-    case DType::float16: return occlude_batch<T, Half>(call);
-    case DType::bfloat16: return occlude_batch<T, BFloat16>(call);
+float rounded(float value) {
+  T held;
+  store(&held, value);
+  return load(&held);
+}
+
+// The fill as a pixel would come out: rounded to the images' type, normalised.
+template <class C>
+C filled(const OccludeCall& call, int64_t c) {
+  C value = C(call.fill[c]);
+  if (call.image_type == DType::float16) value = C(rounded<Half>(float(value)));
+  if (call.image_type == DType::bfloat16) value = C(rounded<BFloat16>(float(value)));
+  return normalised(value, C(call.mean[c]), C(call.std[c]));
+}
+
+template <class C>
+void occlude_image(const OccludeCall& call, int64_t copy) {
+  const int64_t height = call.grid.height, width = call.grid.width, channels = call.channels;
+  const int64_t step = call.channels_last ? channels : 1, size = channels * height * width;
+  const int64_t image = copy / call.count * size;
+  const Window w = window_at(call.grid, call.first + copy % call.count);
+  for (int64_t c = 0; c < channels; ++c) {
+    C fill[kBlock];
+    for (C& value : fill) value = filled<C>(call, c);
+    for (int64_t y = 0; y < height; ++y) {
+      const int64_t row = call.channels_last ? y * width * channels + c : (c * height + y) * width;
+      const int64_t out = copy * size + row;
+      copy_row(call, image + (c * height + y) * width, out, step, C(call.mean[c]), C(call.std[c]));
+      if (y < w.top || y >= w.bottom) continue;
+      for (int64_t x = w.left; x < w.right; x += kBlock)
+        stored(fill, call.out, call.out_type, out + x * step, smaller(kBlock, w.right - x), step);
+    }
   }
 }
 
+template <class C>
+void occlude_batch(const OccludeCall& call) {
+#pragma omp parallel for schedule(static) num_threads(call.threads) if (call.threads > 1)
+  for (int64_t copy = 0; copy < call.batch * call.count; ++copy) occlude_image<C>(call, copy);
+}
+
 void occlude(const OccludeCall& call) {
-  switch (call.image_type) {
-    case DType::float32: return occlude_into<float>(call);
-    case DType::float64: return occlude_into<double>(call);
-    case DType::float16: return occlude_into<Half>(call);
-    case DType::bfloat16: return occlude_into<BFloat16>(call);
-  }
+  if (call.image_type == DType::float64) return occlude_batch<double>(call);
+  occlude_batch<float>(call);
 }

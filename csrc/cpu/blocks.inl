@@ -1,0 +1,57 @@
+// Blocks of elements, converted to the compute type on the stack and back: the arithmetic exists
+// once for float and once for double, whatever the tensors hold.
+
+constexpr int64_t kBlock = 512;
+
+template <class C>
+constexpr DType kTypeOf = sizeof(C) == 8 ? DType::float64 : DType::float32;
+
+template <class C, class T>
+void convert(const T* from, int64_t n, C* to) {
+  for (int64_t i = 0; i < n; ++i) to[i] = C(load(from + i));
+}
+
+// Elements start … start + n - 1 of an array as compute values: in place where they are that
+// already, else converted into `buffer`.
+template <class C>
+const C* loaded(const void* array, DType type, int64_t start, int64_t n, C* buffer) {
+  if (type == kTypeOf<C>) return static_cast<const C*>(array) + start;
+  switch (type) {
+    case DType::float32: convert(static_cast<const float*>(array) + start, n, buffer); break;
+    case DType::float64: convert(static_cast<const double*>(array) + start, n, buffer); break;
+    case DType::float16: convert(static_cast<const Half*>(array) + start, n, buffer); break;
+    case DType::bfloat16: convert(static_cast<const BFloat16*>(array) + start, n, buffer); break;
+  }
+  return buffer;
+}
+
+template <class C, class T, class Wide>
+void convert_back(const C* from, int64_t n, T* to, int64_t step, Wide) {
+  if (step == 1) {
+    for (int64_t i = 0; i < n; ++i) store(to + i, Wide(from[i]));
+  } else {
+    for (int64_t i = 0; i < n; ++i) store(to + i * step, Wide(from[i]));
+  }
+}
+
+// Where to compute n elements that go to `start` of an array: right there, or in `buffer`, which
+// stored() then converts.
+template <class C>
+C* target(void* array, DType type, int64_t start, C* buffer) {
+  return type == kTypeOf<C> ? static_cast<C*>(array) + start : buffer;
+}
+
+// Write compute values to elements start, start + step, … of an array.
+template <class C>
+void stored(const C* values, void* array, DType type, int64_t start, int64_t n, int64_t step = 1) {
+  switch (type) {
+    case DType::float32:
+      return convert_back(values, n, static_cast<float*>(array) + start, step, 0.0f);
+    case DType::float64:
+      return convert_back(values, n, static_cast<double*>(array) + start, step, 0.0);
+    case DType::float16:
+      return convert_back(values, n, static_cast<Half*>(array) + start, step, 0.0f);
+    case DType::bfloat16:
+      return convert_back(values, n, static_cast<BFloat16*>(array) + start, step, 0.0f);
+  }
+}

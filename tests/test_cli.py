@@ -1,0 +1,91 @@
+"""The command line, as a user types it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from sdsgsm_fast.report import write_json, write_text
+
+
+def sdsgsm(*arguments: str, cwd: Path, code: int = 0) -> subprocess.CompletedProcess[str]:
+    done = subprocess.run(
+        [sys.executable, "-m", "sdsgsm_fast", *arguments], cwd=cwd, capture_output=True, text=True
+    )
+    assert done.returncode == code, done.stdout + done.stderr
+    return done
+
+
+def test_info_names_the_backends(tmp_path: Path) -> None:
+    out = sdsgsm("info", cwd=tmp_path).stdout
+    assert "backend reference" in out
+    assert "backend native (CPU)  available, using" in out
+    assert "torch" in out
+
+
+def test_help_and_version(tmp_path: Path) -> None:
+    assert "demo" in sdsgsm("--help", cwd=tmp_path).stdout
+    text = sdsgsm("demo", "--help", cwd=tmp_path).stdout
+    for option in ("--out", "--per-class", "--eps", "--steps", "--backend", "--device"):
+        assert option in text
+    assert sdsgsm("--version", cwd=tmp_path).stdout.startswith("sdsgsm-fast ")
+
+
+@pytest.mark.parametrize("backend", ["auto", "reference"])
+def test_demo_writes_table_and_figure(tmp_path: Path, backend: str) -> None:
+    done = sdsgsm(
+        "demo", "--per-class", "2", "--steps", "3", "--out", "here/it", "--backend", backend,
+        cwd=tmp_path,
+    )  # fmt: skip
+    assert "SD-SGSM, relax=None" in done.stdout
+    table = json.loads((tmp_path / "here/it/table.json").read_text())
+    names = [row["attack"] for row in table["rows"]]
+    assert names == [
+        "FGSM", "BIM, all steps", "PGD, all steps", "MI-FGSM, all steps", "BIM, early stop",
+        "SD-SGSM, spatial only", "SD-SGSM, smoothing only", "SD-SGSM, relax=None", "SD-SGSM",
+    ]  # fmt: skip
+    for row in table["rows"]:
+        assert row["images"] == 20
+        assert row["seconds"] > 0
+        assert 0 <= row["success_rate"] <= 1
+        assert row["linf"] <= 8 / 255 + 1e-6
+        assert row["updates"] <= 3
+    by_name = dict(zip(names, table["rows"], strict=True))
+    assert by_name["BIM, all steps"]["updates"] == 3
+    assert by_name["FGSM"]["updates"] == 1
+    assert by_name["SD-SGSM"]["forwards"] > 64
+    assert table["machine"]["torch"]
+    assert (tmp_path / "here/it/table.md").read_text().count("\n") == 11
+    assert (tmp_path / "here/it/figure.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["demo", "--backend", "cuda"], "backend: expected one of auto, reference, native"),
+        (["demo", "--per-class", "0"], "--per-class"),
+        (["demo", "--device", "nowhere"], "sdsgsm: "),
+        (["attack"], "No such command"),
+    ],
+)
+def test_bad_input_is_one_message_and_exit_2(
+    tmp_path: Path, arguments: list[str], message: str
+) -> None:
+    done = sdsgsm(*arguments, cwd=tmp_path, code=2)
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not list(tmp_path.iterdir())
+
+
+def test_files_are_written_whole_or_not_at_all(tmp_path: Path) -> None:
+    path = tmp_path / "a" / "table.json"
+    write_json(path, {"rate": float("nan"), "rows": [{"x": 1.5}, {"y": float("inf")}]})
+    assert json.loads(path.read_text()) == {"rate": None, "rows": [{"x": 1.5}, {"y": None}]}
+    with pytest.raises(UnicodeEncodeError):
+        write_text(path, "\ud800")
+    assert json.loads(path.read_text())["rate"] is None
+    assert [p.name for p in path.parent.iterdir()] == ["table.json"]

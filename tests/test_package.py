@@ -1,0 +1,152 @@
+"""Import, build and installation: what breaks for the users of other extensions must not here."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+import sysconfig
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+
+def isolated(*arguments: str, site: Path, cwd: Path) -> subprocess.CompletedProcess[str]:
+    """Run Python on an unpacked wheel: -S keeps an editable installation out of the way."""
+    path = os.pathsep.join(
+        [str(site), sysconfig.get_path("purelib"), sysconfig.get_path("platlib")]
+    )
+    return python("-S", "-W", "error", *arguments, cwd=cwd, PYTHONPATH=path)
+
+
+def python(*arguments: str, cwd: Path, **env: str) -> subprocess.CompletedProcess[str]:
+    clean = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "SDSGSM_BUILD")}
+    return subprocess.run(
+        [sys.executable, *arguments], cwd=cwd, env={**clean, **env}, capture_output=True, text=True
+    )
+
+
+def build(tmp_path: Path, **env: str) -> Path:
+    """Build a wheel from a copy of the tracked sources and unpack it into an empty folder."""
+    names = subprocess.run(
+        ["git", "ls-files", "-co", "--exclude-standard"],
+        cwd=ROOT, capture_output=True, text=True, check=True,
+    ).stdout.splitlines()  # fmt: skip
+    source = tmp_path / "source"
+    for name in names:
+        if (ROOT / name).is_file():
+            target = source / name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_bytes((ROOT / name).read_bytes())
+    done = python(
+        *("-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation"),
+        *("-w", str(tmp_path), str(source)),
+        cwd=tmp_path, **env,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    (wheel,) = tmp_path.glob("*.whl")
+    site = tmp_path / "site"
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(site)
+    return site
+
+
+ATTACK = """
+import torch, sdsgsm_fast, sys
+from sdsgsm_fast.backends import report
+torch.manual_seed(0)
+model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(192, 4))
+x = torch.rand(6, 3, 8, 8)
+y = model(x).argmax(1)
+result = sdsgsm_fast.SDSGSM(model, eps=0.2)
+print(int(result.run(x, y).success.sum()), sdsgsm_fast.occlusion_map(model, x, y).shape)
+print(sdsgsm_fast.__file__)
+print(report()["native (CPU)"])
+"""
+
+
+def test_import_is_silent_and_touches_no_gpu(tmp_path: Path) -> None:
+    program = (
+        "import sdsgsm_fast, torch, sys; assert not torch.cuda.is_initialized(); "
+        "assert not {'skimage', 'matplotlib', 'typer', 'rich', 'captum'} & set(sys.modules)"
+    )
+    done = python("-W", "error", "-c", program, cwd=tmp_path)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+@pytest.mark.parametrize("mode", ["auto", "none", "no compiler"])
+def test_the_wheel_works_outside_the_tree(tmp_path: Path, mode: str) -> None:
+    env = (
+        {"SDSGSM_BUILD": mode} if mode != "no compiler" else {"CC": "/none/cc", "CXX": "/none/c++"}
+    )
+    site = build(tmp_path, **env)
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    done = isolated("-c", ATTACK, site=site, cwd=empty)
+    assert done.returncode == 0, done.stderr
+    success, location, native = done.stdout.splitlines()
+    assert success == "6 torch.Size([6, 8, 8])"
+    assert location.startswith(str(site))
+    compiled = list((site / "sdsgsm_fast").glob("*.so"))
+    if mode == "auto":
+        assert native.startswith("available, using ")
+        assert len(compiled) == 1
+    else:
+        assert not compiled
+        reason = "pure-Python" if mode == "none" else "/none/c"
+        assert re.match(rf"not built: .*{reason}", native)
+    info = isolated("-m", "sdsgsm_fast", "info", site=site, cwd=empty)
+    assert native.split(":")[0] in info.stdout
+    packed = {p.name for p in (site / "sdsgsm_fast").iterdir()}
+    assert {"py.typed", "photonet.safetensors", "_native_cpu.pyi"} <= packed
+
+
+def test_a_forced_build_without_a_compiler_fails(tmp_path: Path) -> None:
+    with pytest.raises(AssertionError, match="/none/c"):
+        build(tmp_path, SDSGSM_BUILD="cpu", CC="/none/cc", CXX="/none/c++")
+
+
+def test_an_unknown_build_mode_is_named(tmp_path: Path) -> None:
+    done = python(str(ROOT / "setup.py"), "--version", cwd=tmp_path, SDSGSM_BUILD="fast")
+    assert done.returncode != 0
+    assert "SDSGSM_BUILD: expected auto, cpu or none, found 'fast'" in done.stderr
+
+
+def test_the_core_needs_only_torch_and_numpy(tmp_path: Path) -> None:
+    """Without the extras the library works and says what a feature needs."""
+    blocked = ["skimage", "matplotlib", "typer", "rich", "safetensors", "captum", "scipy", "PIL"]
+    program = f"""
+import sys, runpy
+class Blocked:
+    def find_spec(self, name, path=None, target=None):
+        if name.split('.')[0] in {blocked}:
+            raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
+sys.meta_path.insert(0, Blocked())
+{ATTACK}
+from sdsgsm_fast.images import photo_crops
+from sdsgsm_fast.photonet import load_photonet
+for needs_extra in (lambda: photo_crops("test", 1), load_photonet):
+    try:
+        needs_extra()
+    except ModuleNotFoundError as error:
+        assert "pip install 'sdsgsm-fast[cli]'" in str(error), error
+    else:
+        raise AssertionError("nothing was missing")
+runpy.run_module("sdsgsm_fast", run_name="__main__")
+"""
+    done = python("-c", program, cwd=tmp_path, PYTHONPATH=str(ROOT))
+    assert done.returncode == 1
+    assert "sdsgsm: the package 'typer' is missing: pip install 'sdsgsm-fast[cli]'" in done.stderr
+    assert done.stdout.startswith("6 torch.Size([6, 8, 8])")
+
+
+def test_the_extension_links_neither_torch_nor_an_openmp_runtime() -> None:
+    (library,) = (ROOT / "sdsgsm_fast").glob("_native_cpu*.so")
+    needed = subprocess.run(["objdump", "-p", library], capture_output=True, text=True).stdout
+    libraries = re.findall(r"NEEDED\s+(\S+)", needed)
+    assert libraries
+    assert not [name for name in libraries if re.search("torch|c10|gomp|omp", name)]
