@@ -86,7 +86,7 @@ def demo(
         f"clean accuracy {scene.accuracy:.1%}; ε = {eps:g}/255, α = ε/8, {steps} steps",
         highlight=False,
     )
-    table = Table(box=box.SIMPLE, pad_edge=False, padding=(0, 1))
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
     for column in COLUMNS:
         table.add_column(column, justify="left" if column == "attack" else "right", no_wrap=True)
     outcomes = []
@@ -123,7 +123,8 @@ def demo(
 def _bars(console: Console) -> Iterator[Callable[[str], Progress]]:
     """Yield a function that gives each attack a progress bar of its own."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-    with Bars(*columns, TimeElapsedColumn(), console=console) as bars:
+    quiet = not console.is_terminal
+    with Bars(*columns, TimeElapsedColumn(), console=console, disable=quiet) as bars:
 
         def bar_of(name: str) -> Progress:
             task = bars.add_task(name, total=None)

@@ -107,7 +107,7 @@ def draw_figure(
     grid = figure.subplots(len(shown), 5, squeeze=False)
     titles = ("clean", "sensitivity", "domain", f"perturbation ×{factor}", "adversarial")
     for axis, title in zip(grid[0], titles, strict=True):
-        axis.annotate(title, (0.5, 1.28), xycoords="axes fraction", ha="center", weight="bold")
+        axis.annotate(title, (0.5, 1.18), xycoords="axes fraction", ha="center", weight="bold")
     for axes, i in zip(grid, shown, strict=True):
         extent = float(heat[i].abs().max())
         delta = 0.5 + factor * (result.adv[i] - scene.images[i])
