@@ -116,6 +116,23 @@ def test_an_unknown_build_mode_is_named(tmp_path: Path) -> None:
     assert "SDSGSM_BUILD: expected auto, cpu or none, found 'fast'" in done.stderr
 
 
+def test_the_python_of_the_readme_runs(tmp_path: Path) -> None:
+    text = (ROOT / "README.md").read_text()
+    (example,) = re.findall(r"```python\n(.*?)```", text, flags=re.S)
+    program = f"""
+import torch
+from torch import nn
+model = nn.Sequential(nn.Conv2d(3, 8, 3, 2), nn.ReLU(), nn.Flatten(), nn.Linear(392, 5))
+images = torch.rand(4, 3, 16, 16)
+labels = model(images).argmax(1)
+{example}
+assert result.adv.shape == images.shape and heat.shape == (4, 16, 16)
+"""
+    done = python("-W", "error", "-c", program, cwd=tmp_path, PYTHONPATH=str(ROOT))
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("torch.Size([4, 3, 16, 16])")
+
+
 def test_the_core_needs_only_torch_and_numpy(tmp_path: Path) -> None:
     """Without the extras the library works and says what a feature needs."""
     blocked = ["skimage", "matplotlib", "typer", "rich", "safetensors", "captum", "scipy", "PIL"]
