@@ -53,11 +53,11 @@ T* at(uintptr_t address) {
   return reinterpret_cast<T*>(address);
 }
 
-// A float, or the address of a float64 array (B,).
+// A number, or the address of an array (B,) of the compute type.
 using Setting = std::pair<uintptr_t, double>;
 
 PerImage per_image(const Setting& setting) {
-  return {at<const double>(setting.first), setting.second};
+  return {at<const void>(setting.first), setting.second};
 }
 
 void update_binding(uintptr_t adv, uintptr_t adv_out, uintptr_t images, uintptr_t grad,

@@ -8,10 +8,10 @@ namespace sdsgsm {
 
 enum class Normalize : int { none = 0, mean_abs = 1, max_abs = 2, rms = 3 };
 
-// The settings of one image. `inverse_norm` is 1 / max(N, 1e-20); `gain` is infinite for sign.
+// The settings of one image. `norm` is max(N, 1e-20); `gain` is infinite for sign.
 template <class T>
 struct UpdateSettings {
-  T eps, alpha, background, inverse_norm, decay, gain, lo, hi, sign;
+  T eps, alpha, background, norm, decay, gain, lo, hi, sign;
 };
 
 template <class T>
@@ -69,7 +69,7 @@ SDSGSM_HD T allocation(T background, T m) {
 // Equation 6, with the normalised gradient of equation 5.
 template <class T>
 SDSGSM_HD T velocity(T grad, T momentum, const UpdateSettings<T>& s) {
-  return s.decay * momentum + grad * s.inverse_norm;
+  return s.decay * momentum + grad / s.norm;
 }
 
 // Equation 7. `Sign` is the limit κ = ∞, known per call so that loops carry no branch.

@@ -11,24 +11,22 @@ import torch
 from torch import Tensor
 
 from . import checks, losses, ops
-from .backends import check_name
 from .classifier import Classifier, Model
-from .domains import Clean, DomainFunction, Gradient, Measured, Occlusion
+from .domains import Clean, Domain, Gradient, Occlusion, measure
 from .noise import uniform_noise
+from .numerics import Setting, allocation, column, compute_dtype
 from .progress import Progress, reporter
-from .result import AttackResult, Passes
-
-Domain = Occlusion | Gradient | Tensor | DomainFunction | None
+from .result import AttackResult, Judge, Passes, fooled
 
 
 class Settings(TypedDict, total=False):
     """The keyword arguments of `Attack`, for presets that fix some of them."""
 
-    eps: float | Tensor
-    alpha: float | Tensor | None
+    eps: Setting
+    alpha: Setting | None
     steps: int
     domain: Domain
-    background: float | Tensor
+    background: Setting
     relax: float | None
     gain: float
     decay: float
@@ -57,9 +55,9 @@ class _Alive:
     labels: Tensor
     target: Tensor | None
     domain: Tensor | None
-    eps: float | Tensor
-    alpha: float | Tensor
-    background: float | Tensor
+    eps: Setting
+    alpha: Setting
+    background: Setting
     momentum: Tensor | None = None
 
     def keep(self, mask: Tensor) -> _Alive:
@@ -80,10 +78,16 @@ class _Tally:
     forward: Tensor
     backward: Tensor
 
-    def finish(self, alive: _Alive, fooled: Tensor) -> None:
+    @classmethod
+    def of(cls, images: Tensor) -> _Tally:
+        """Nothing has been found out yet."""
+        none = torch.zeros(len(images), dtype=torch.int64, device=images.device)
+        return cls(images.clone(), none.bool(), none.clone(), none.clone(), none.clone())
+
+    def finish(self, alive: _Alive, verdict: Tensor) -> None:
         """Record the present iterate of every image and whether it fools the model."""
         self.adv[alive.rows] = alive.adv
-        self.success[alive.rows] = fooled
+        self.success[alive.rows] = verdict
 
 
 class Attack:
@@ -156,11 +160,11 @@ class Attack:
         self,
         model: Model,
         *,
-        eps: float | Tensor = 8 / 255,
-        alpha: float | Tensor | None = None,
+        eps: Setting = 8 / 255,
+        alpha: Setting | None = None,
         steps: int = 20,
         domain: Domain = Occlusion(),  # noqa: B008 (frozen)
-        background: float | Tensor = 0.5,
+        background: Setting = 0.5,
         relax: float | None = 0.6,
         gain: float = 1.0,
         decay: float = 0.0,
@@ -237,53 +241,64 @@ class Attack:
         """
         self._check_batch(images, labels, target, index)
         # An inference tensor cannot take part in a graph; a copy of it can.
-        with torch.inference_mode(False):
-            images = images.clone() if images.is_inference() else images.detach()
-            labels = labels.to(torch.int64, copy=labels.is_inference())
-            if target is not None:
-                target = target.to(torch.int64, copy=target.is_inference())
+        with torch.inference_mode(False), torch.no_grad():
+            given = images.clone() if images.is_inference() else images.detach()
+            exact = given.to(compute_dtype(given)).as_subclass(Tensor)
+            labels = labels.clone().long().as_subclass(Tensor)
+            target = None if target is None else target.clone().long().as_subclass(Tensor)
+            judge = Judge(self.classifier, labels, target)
             if not len(images):
-                return self._empty(images)
+                return self._empty(given, judge)
             with self.classifier.frozen():
-                return self._attack(images, labels, target, index)
+                result = self._attack(exact, labels, target, index, judge)
+            return result if given.dtype == exact.dtype else _narrowed(result, given)
 
     def _attack(
-        self, images: Tensor, labels: Tensor, target: Tensor | None, index: Tensor | None
+        self,
+        images: Tensor,
+        labels: Tensor,
+        target: Tensor | None,
+        index: Tensor | None,
+        judge: Judge,
     ) -> AttackResult:
-        device, batch = images.device, len(images)
-        spent = self.classifier.forwards, self.classifier.backwards
+        """Attack images of the compute dtype."""
+        rows = torch.arange(len(images), device=images.device)
+        before = self.classifier.forwards
         clean = self._evaluate_clean(images, labels, target)
-        measured = self._measure(clean)
-        tally = _Tally(
-            adv=images.clone(),
-            success=torch.zeros(batch, dtype=torch.bool, device=device),
-            updates=torch.zeros(batch, dtype=torch.int64, device=device),
-            forward=torch.full((batch,), (self.classifier.forwards - spent[0]) // batch),
-            backward=torch.full((batch,), (self.classifier.backwards - spent[1]) // batch),
-        )
+        measured = measure(
+            self.domain, clean,
+            backend=self.backend, max_memory=self.max_memory, progress=self.progress,
+        )  # fmt: skip
+        tally = _Tally.of(images)
+        tally.forward += math.ceil((self.classifier.forwards - before) / len(images))
+        by_gradient = isinstance(self.domain, Gradient)
+        tally.backward += int(by_gradient)
         skipped = clean.predicted != labels
+        everything = _Alive(
+            rows, images, images, labels, target, None if self.domain is None else measured.domain,
+            _on(images, self.eps), _on(images, self.alpha), _on(images, self.background),
+        )  # fmt: skip
         seed = secrets.randbits(63) if self.seed is None else self.seed
         for restart in range(self.restarts):
-            todo = ~skipped & ~tally.success & (torch.as_tensor(self.eps, device=device) > 0)
+            todo = ~skipped & ~tally.success & (torch.as_tensor(everything.eps) > 0).to(rows.device)
             if not bool(todo.any()):
                 break
-            everything = _Alive(
-                torch.arange(batch, device=device), images, images, labels, target,
-                None if self.domain is None else measured.domain,
-                self.eps, self.alpha, self.background,
-            )  # fmt: skip
             alive = everything.keep(todo)
             alive.adv = alive.images.clone()
+            grad = None
             if self.random_start:
-                places = torch.arange(batch) if index is None else index.cpu()
-                self._perturb(alive, places[alive.rows.cpu()], seed, restart)
-            first = None if self.random_start or clean.grad is None else clean.grad[todo]
-            self._descend(alive, first, tally)
+                places = rows if index is None else index.to(rows)
+                self._perturb(alive, places[alive.rows], seed, restart)
+            elif clean.grad is not None:
+                grad = clean.grad[todo]
+                checks.finite_gradient(grad, alive.rows)
+                tally.backward[alive.rows] += int(not by_gradient)
+            self._descend(alive, grad, tally)
         return AttackResult(
             adv=tally.adv, success=tally.success, skipped=skipped, updates=tally.updates,
             domain=measured.domain, scores=measured.scores,
             passes=Passes(tally.forward, tally.backward), images=images, bounds=self.bounds,
-            fools=lambda adv: self._judge(adv, labels, target),
+            judge=judge,
         )  # fmt: skip
 
     def _descend(self, alive: _Alive, grad: Tensor | None, tally: _Tally) -> None:
@@ -306,8 +321,8 @@ class Attack:
                 self.progress("attack", step + 1, self.steps)
         if len(alive.rows):
             logits = self.classifier.logits(alive.adv)
-            tally.forward[alive.rows.cpu()] += 1
-            tally.finish(alive, _fooled(logits, alive.labels, alive.target))
+            tally.forward[alive.rows] += 1
+            tally.finish(alive, fooled(logits, alive.labels, alive.target))
         elif self.progress:
             self.progress("attack", self.steps, self.steps)
 
@@ -317,29 +332,32 @@ class Attack:
         With early stop the fooled images leave; the gradient is None if nobody stays.
         """
         logits, leaf = self.classifier.trace(alive.adv, search=True)
-        tally.forward[alive.rows.cpu()] += 1
-        stay = torch.ones_like(alive.rows, dtype=torch.bool)
+        tally.forward[alive.rows] += 1
+        with torch.enable_grad():
+            loss = losses.loss(self.loss, logits, alive.labels, alive.target)
+        done = torch.zeros_like(alive.labels, dtype=torch.bool)
         if self.early_stop:
-            stay = ~self._confirmed(alive, logits, tally)
-            if not bool(stay.all()):
-                done = alive.keep(~stay)
-                tally.finish(done, torch.ones_like(done.rows, dtype=torch.bool))
-            if not bool(stay.any()):
-                return alive.keep(stay), None
-        loss = losses.loss(self.loss, logits, alive.labels, alive.target)
+            done = self._confirmed(alive, logits, tally)
+        if some := bool(done.any()):
+            finished, alive = alive.keep(done), alive.keep(~done)
+            tally.finish(finished, torch.ones_like(finished.rows, dtype=torch.bool))
+        if not len(alive.rows):
+            return alive, None
         grad = self.classifier.gradient(loss, leaf)
-        tally.backward[alive.rows.cpu()] += 1
-        return (alive, grad) if bool(stay.all()) else (alive.keep(stay), grad[stay])
+        grad = grad[~done] if some else grad
+        checks.finite_gradient(grad, alive.rows)
+        tally.backward[alive.rows] += 1
+        return alive, grad
 
     def _confirmed(self, alive: _Alive, logits: Tensor, tally: _Tally) -> Tensor:
         """Who is fooled, (n,) bool; a reduced precision's yes is asked again at full precision."""
-        fooled = _fooled(logits, alive.labels, alive.target)
-        if self.classifier.reduced and bool(fooled.any()):
-            doubtful = alive.keep(fooled)
+        done = fooled(logits, alive.labels, alive.target)
+        if self.classifier.reduced and bool(done.any()):
+            doubtful = alive.keep(done)
             verdict = self.classifier.logits(doubtful.adv)
-            tally.forward[doubtful.rows.cpu()] += 1
-            fooled[fooled.clone()] = _fooled(verdict, doubtful.labels, doubtful.target)
-        return fooled
+            tally.forward[doubtful.rows] += 1
+            done[done.clone()] = fooled(verdict, doubtful.labels, doubtful.target)
+        return done
 
     def _evaluate_clean(self, images: Tensor, labels: Tensor, target: Tensor | None) -> Clean:
         """One pass over the clean images serves the skipping, the domain and the first step."""
@@ -354,29 +372,12 @@ class Attack:
             checks.classes_in_range("target", target, logits.shape[1])
         grad = None
         if traced is not None:
-            loss = losses.loss(self.loss, traced[0], labels, target)
+            with torch.enable_grad():
+                loss = losses.loss(self.loss, traced[0], labels, target)
             grad = self.classifier.gradient(loss, traced[1])
-        return Clean(self.classifier, images, labels, target, logits, logits.argmax(1), grad)
+        return Clean(self.classifier, images, labels, target, logits, grad)
 
-    def _measure(self, clean: Clean) -> Measured:
-        """The domain m (B, H, W) from whatever the user gave."""
-        images = clean.images
-        if isinstance(self.domain, Occlusion):
-            return self.domain.measure(
-                clean, backend=self.backend, max_memory=self.max_memory, progress=self.progress
-            )
-        if isinstance(self.domain, Gradient) and clean.grad is not None:
-            return Measured(self.domain.of(clean.grad))
-        if self.domain is None:
-            ones = images.new_ones((1, *images.shape[2:]))
-            return Measured(ones.expand(len(images), -1, -1))
-        if isinstance(self.domain, Tensor):
-            return Measured(self.domain)
-        domain = self.domain(self.classifier, images, clean.labels)
-        checks.domain_tensor(domain, images)
-        return Measured(domain)
-
-    def _background(self, alive: _Alive, step: int) -> float | Tensor:
+    def _background(self, alive: _Alive, step: int) -> Setting:
         """β_t of equation 4."""
         if self.relax is None:
             return alive.background
@@ -385,27 +386,17 @@ class Attack:
     def _perturb(self, alive: _Alive, places: Tensor, seed: int, restart: int) -> None:
         """Start from x + U(−1, 1)·E_0, clipped to the bounds."""
         uniform = uniform_noise(alive.images, places, seed, restart)
-        background = _column(self._background(alive, 0))
-        mask: float | Tensor = 1.0 if alive.domain is None else alive.domain[:, None]
-        budget = _column(alive.eps) * (background + (1 - background) * mask)
+        budget = column(alive.eps) * allocation(self._background(alive, 0), alive.domain)
         alive.adv = (alive.images + uniform * budget).to(alive.images.dtype).clamp(*self.bounds)
 
-    def _judge(self, adv: Tensor, labels: Tensor, target: Tensor | None) -> Tensor:
-        """Whether the model, in its own precision, is fooled by each of `adv`, (B,) bool."""
-        if not len(adv):
-            return torch.zeros_like(labels, dtype=torch.bool)
-        with self.classifier.frozen():
-            return _fooled(self.classifier.logits(adv), labels, target)
-
-    def _empty(self, images: Tensor) -> AttackResult:
+    def _empty(self, images: Tensor, judge: Judge) -> AttackResult:
         """Result of an attack on no images."""
-        flags = torch.zeros(0, dtype=torch.bool, device=images.device)
-        counts = torch.zeros(0, dtype=torch.int64)
+        tally = _Tally.of(images)
         return AttackResult(
-            adv=images, success=flags, skipped=flags, updates=counts.to(images.device),
+            adv=tally.adv, success=tally.success, skipped=tally.success, updates=tally.updates,
             domain=images.new_empty((0, *images.shape[2:])), scores=None,
-            passes=Passes(counts, counts), images=images, bounds=self.bounds,
-            fools=lambda adv: torch.zeros(len(adv), dtype=torch.bool, device=adv.device),
+            passes=Passes(tally.forward, tally.backward), images=images, bounds=self.bounds,
+            judge=judge,
         )  # fmt: skip
 
     def _check_settings(self) -> None:
@@ -414,16 +405,18 @@ class Attack:
         if self.restarts > 1 and not self.random_start:
             raise ValueError("restarts: a second attempt needs random_start=True to differ")
         checks.number("gain", self.gain, "a number above 0, or math.inf", lambda v: v > 0)
-        checks.number("decay", self.decay, "a finite number ≥ 0", lambda v: 0 <= v < math.inf)
+        checks.number("decay", self.decay, "a finite number of at least 0", checks.is_size)
         if self.relax is not None:
             checks.number("relax", self.relax, "a number in (0, 1], or None", lambda v: 0 < v <= 1)
         checks.choice("normalize", self.normalize, ops.NORMALIZE)
         checks.choice("loss", self.loss, losses.LOSSES)
-        check_name(self.backend)
+        checks.choice("backend", self.backend, ops.BACKENDS)
         if self.max_memory is not None:
             checks.integer("max_memory", self.max_memory, 1)
         if self.seed is not None:
             checks.integer("seed", self.seed, 0)
+            if self.seed >= 2**64:
+                raise ValueError(f"seed: expected an integer below 2**64, found {self.seed}")
         if bool((torch.as_tensor(self.background) > 1).any()):
             raise ValueError(f"background: expected values in [0, 1], found {self.background}")
         known = self.domain is None or isinstance(self.domain, Tensor) or callable(self.domain)
@@ -437,6 +430,7 @@ class Attack:
         self, images: Tensor, labels: Tensor, target: Tensor | None, index: Tensor | None
     ) -> None:
         checks.image_batch("images", images)
+        checks.kernel_dtype("images", images.dtype)
         checks.values_in_bounds(images, self.bounds)
         checks.class_indices("labels", labels, images)
         if target is not None:
@@ -452,25 +446,34 @@ class Attack:
                 checks.per_image(name, value, len(images))
                 checks.same_device(name, value, images)
         if index is not None:
-            checks.same_shape("index", index, (len(images),))
+            checks.image_index(index, images)
         if isinstance(self.domain, Tensor):
             checks.domain_tensor(self.domain, images)
+        if isinstance(self.domain, Occlusion):
+            self.domain.check(images)
+        self.classifier.check(images)
 
 
-def _fooled(logits: Tensor, labels: Tensor, target: Tensor | None) -> Tensor:
-    """Whether the predicted class is wrong, or is the target, (B,) bool."""
-    predicted = logits.argmax(1)
-    return predicted != labels if target is None else predicted == target
+def _on(images: Tensor, value: Setting) -> Setting:
+    """Give a tensor the dtype of the computation, apart from the user's graph."""
+    return value.detach().to(images.dtype) if isinstance(value, Tensor) else value
 
 
-def _setting(name: str, value: float | Tensor) -> float | Tensor:
+def _setting(name: str, value: Setting) -> Setting:
     """Check a number or tensor (B,); a tensor without dimensions becomes the number it holds."""
     if isinstance(value, Tensor) and not value.ndim:
         value = value.item()
     checks.per_image(name, value, len(value) if isinstance(value, Tensor) else 0)
-    return value
+    return value if isinstance(value, Tensor) else float(value)
 
 
-def _column(value: float | Tensor) -> float | Tensor:
-    """Shape a (B,) tensor so that it broadcasts over (B, C, H, W)."""
-    return value[:, None, None, None] if isinstance(value, Tensor) else value
+def _narrowed(result: AttackResult, images: Tensor) -> AttackResult:
+    """Round the result to the dtype of 16-bit images, towards them, and judge what came out."""
+    adv = result.adv.to(images.dtype)
+    away = (adv.float() - images.float()).abs() > (result.adv - images.float()).abs()
+    adv = torch.where(away, torch.nextafter(adv, images), adv)
+    success = result.success.clone()
+    rows = success.nonzero().flatten()
+    success[rows] = result.judge(adv[rows], rows)
+    result.passes.forward[rows] += 1
+    return replace(result, adv=adv, success=success, images=images)

@@ -9,6 +9,7 @@ from numbers import Integral, Real
 import torch
 from torch import Tensor
 
+FLOAT32_MAX = torch.finfo(torch.float32).max
 TOLERANCE = 1e-6  # how far images may lie outside their bounds, as a share of the bounds' width
 
 PerChannel = float | Sequence[float] | Tensor
@@ -18,6 +19,11 @@ def choice(name: str, value: str, options: Sequence[str]) -> None:
     """Require one of `options`."""
     if value not in options:
         raise ValueError(f"{name}: expected one of {', '.join(options)}, found {value!r}")
+
+
+def is_size(value: float) -> bool:
+    """Whether a number is at least 0 and finite, in float32 too."""
+    return 0 <= value <= FLOAT32_MAX
 
 
 def number(name: str, value: float, expected: str, valid: Callable[[float], bool]) -> None:
@@ -34,10 +40,28 @@ def integer(name: str, value: int, least: int) -> None:
 
 def pixel_bounds(value: tuple[float, float]) -> tuple[float, float]:
     """Require two finite numbers lo < hi."""
-    lo, hi = (float(v) for v in value)
+    try:
+        lo, hi = (float(v) for v in value)
+    except (TypeError, ValueError):
+        lo = hi = math.nan
     if not (math.isfinite(lo) and math.isfinite(hi) and lo < hi):
         raise ValueError(f"bounds: expected finite (lo, hi) with lo < hi, found {value!r}")
     return lo, hi
+
+
+def kernel_dtype(name: str, dtype: torch.dtype) -> None:
+    """Require one of the dtypes that the operators compute with."""
+    if dtype not in (torch.float32, torch.float64, torch.float16, torch.bfloat16):
+        raise TypeError(f"{name}: expected a floating dtype of 16, 32 or 64 bits, found {dtype}")
+
+
+def writable(name: str, tensor: Tensor | None) -> None:
+    """Require a tensor whose elements do not share memory with each other."""
+    if tensor is None:
+        return
+    shared = any(s == 0 and n > 1 for s, n in zip(tensor.stride(), tensor.shape, strict=True))
+    if shared:
+        raise ValueError(f"{name}: an expanded tensor cannot be updated in place")
 
 
 def per_image(name: str, value: float | Tensor, batch: int) -> None:
@@ -51,7 +75,7 @@ def per_image(name: str, value: float | Tensor, batch: int) -> None:
         if not bool((value.isfinite() & (value >= 0)).all()):
             raise ValueError(f"{name}: expected finite values of at least 0, found {value}")
     else:
-        number(name, value, "a finite number of at least 0", lambda v: 0 <= v < math.inf)
+        number(name, value, "a finite number of at least 0", is_size)
 
 
 def image_batch(name: str, images: Tensor) -> None:
@@ -77,7 +101,9 @@ def values_in_bounds(images: Tensor, bounds: tuple[float, float]) -> None:
     if not (math.isfinite(low) and math.isfinite(high)):
         raise ValueError(f"images: expected finite values, found NaN or infinity {_where(images)}")
     lo, hi = bounds
-    slack = TOLERANCE * (hi - lo)
+    # Bounds that are no values of a 16-bit dtype round to its next one.
+    rounding = torch.finfo(images.dtype).eps * max(abs(lo), abs(hi))
+    slack = max(TOLERANCE * (hi - lo), rounding)
     if low >= lo - slack and high <= hi + slack:
         return
     hint = "divide by 255 or pass bounds=(0, 255)" if high > 2 else "pass the right bounds"
@@ -95,13 +121,25 @@ def _where(values: Tensor) -> str:
 
 def named(flags: Tensor) -> str:
     """Name the images of a (B,) bool mask, at most ten of them."""
-    indices = flags.nonzero().flatten().tolist()
+    return _listed(flags.nonzero().flatten())
+
+
+def _listed(places: Tensor) -> str:
+    indices = places.tolist()
     more = f" and {len(indices) - 10} more" if len(indices) > 10 else ""
     return f"images {indices[:10]}{more}"
 
 
-def class_indices(name: str, labels: Tensor, images: Tensor) -> None:
-    """Require an integer tensor (B,) on the images' device."""
+def finite_gradient(grad: Tensor, rows: Tensor | None = None) -> None:
+    """Require finite gradients (B, C, H, W); `rows` are the images' places in their batch."""
+    finite = torch.linalg.vector_norm(grad, torch.inf, dim=(1, 2, 3)).isfinite()
+    if not bool(finite.all()):
+        places = torch.arange(len(grad), device=grad.device) if rows is None else rows
+        raise ValueError(f"model: the gradient is not finite for {_listed(places[~finite])}")
+
+
+def class_indices(name: str, labels: Tensor, images: Tensor, *, anywhere: bool = False) -> None:
+    """Require an integer tensor (B,), unless `anywhere` on the images' device."""
     if not isinstance(labels, Tensor):
         raise TypeError(f"{name}: expected a tensor, found {type(labels).__name__}")
     if labels.dtype not in (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8):
@@ -109,7 +147,15 @@ def class_indices(name: str, labels: Tensor, images: Tensor) -> None:
     if labels.shape != (len(images),):
         found = tuple(labels.shape)
         raise ValueError(f"{name}: expected shape ({len(images)},) as images, found {found}")
-    same_device(name, labels, images)
+    if not anywhere:
+        same_device(name, labels, images)
+
+
+def image_index(index: Tensor, images: Tensor) -> None:
+    """Require an integer tensor (B,) of values at least 0."""
+    class_indices("index", index, images, anywhere=True)
+    if index.numel() and int(index.min()) < 0:
+        raise ValueError(f"index: expected values of at least 0, found {int(index.min())}")
 
 
 def classes_in_range(name: str, labels: Tensor, classes: int) -> None:
@@ -140,6 +186,8 @@ def same_shape(name: str, tensor: Tensor, shape: Sequence[int]) -> None:
 
 def domain_tensor(domain: Tensor, images: Tensor) -> None:
     """Require a floating domain (B, H, W) with values in [0, 1]."""
+    if not isinstance(domain, Tensor):
+        raise TypeError(f"domain: expected a tensor, found {type(domain).__name__}")
     if not domain.is_floating_point():
         raise TypeError(f"domain: expected a floating dtype, found {domain.dtype}; use .float()")
     same_device("domain", domain, images)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from . import checks
+from .numerics import compute_dtype, normalised
 
 Model = Callable[[Tensor], Any]
 
@@ -32,8 +33,10 @@ class Classifier:
 
     Attributes
     ----------
-    forwards, backwards : int
-        Images that have passed through the model, forward and backward, since construction.
+    forwards : int
+        Images that have passed through the model since construction.
+    reduced : bool
+        Whether a search runs in a lower precision than the verdicts.
     """
 
     def __init__(
@@ -52,23 +55,44 @@ class Classifier:
         self.std = std
         self.reduced = precision == "bfloat16"
         self.forwards = 0
-        self.backwards = 0
+        self._overwrites: bool | None = None  # its input; unknown before the first pass
+
+    @property
+    def module(self) -> nn.Module | None:
+        """The module whose state a pass may change: the model, or the one whose method it is."""
+        owner = getattr(self.model, "__self__", self.model)
+        return owner if isinstance(owner, nn.Module) else None
+
+    def check(self, images: Tensor) -> None:
+        """Check a batch against the model's device and normalisation, without running it.
+
+        Raises
+        ------
+        ValueError
+            If the model lies on another device, or `mean` or `std` do not fit the channels.
+        """
+        parameter = None if self.module is None else next(self.module.parameters(), None)
+        if parameter is not None and parameter.device != images.device:
+            raise ValueError(
+                f"images: expected device {parameter.device} as the model, found {images.device}"
+            )
+        checks.per_channel("mean", 0.0 if self.mean is None else self.mean, images.shape[1])
+        checks.scale(1.0 if self.std is None else self.std, images.shape[1])
 
     @contextmanager
     def frozen(self) -> Iterator[None]:
-        """Hold the model in eval mode and without parameter gradients; leave it as it was."""
-        module = self.model if isinstance(self.model, nn.Module) else nn.Module()
-        modes = [(m, m.training) for m in module.modules()]
+        """Hold the module in eval mode and without parameter gradients; leave it as it was.
+
+        Flags, `.grad`, buffers and the global random state come back, also after an exception. A
+        callable that is no module, nor a method of one, cannot be held: it is used as it is. Two
+        threads must not hold one module at the same time.
+        """
+        module = self.module or nn.Module()
+        modes = [(m, m.training) for m in module.modules() if hasattr(m, "training")]
         wanted = [p for p in module.parameters() if p.requires_grad]
-        buffers = [
-            (m, name, buffer, buffer._version, buffer.clone())
-            for m in module.modules()
-            for name, buffer in m._buffers.items()
-            if buffer is not None
-        ]
-        devices = {b.device.index for _, _, b, _, _ in buffers if b.is_cuda}
-        devices |= {p.device.index for p in module.parameters() if p.is_cuda}
-        with torch.random.fork_rng(devices=sorted(d for d in devices if d is not None)):
+        buffers = [(m, dict(m._buffers), _copies(m)) for m in module.modules()]
+        cuda = {p.device.index for p in module.parameters() if p.is_cuda}
+        with torch.random.fork_rng(devices=sorted(i for i in cuda if i is not None)):
             try:
                 for m, _ in modes:
                     m.training = False
@@ -80,24 +104,35 @@ class Classifier:
                     m.training = training
                 for p in wanted:
                     p.requires_grad_(True)
-                _restore(buffers)
+                for m, objects, copies in buffers:
+                    _restore(m, objects, copies)
 
     def input_dtype(self, images: Tensor) -> torch.dtype:
         """Dtype in which the model takes its input: that of its parameters, else of `images`."""
-        if isinstance(self.model, nn.Module):
-            for p in self.model.parameters():
-                if p.is_floating_point():
-                    return p.dtype
+        for p in self.module.parameters() if self.module is not None else ():
+            if p.is_floating_point():
+                return p.dtype
         return images.dtype
 
-    def normalised(self, images: Tensor) -> Tensor:
-        """(x − mean)/std in the images' dtype, then converted to the model's."""
+    def inputs(self, images: Tensor) -> Tensor:
+        """(x − mean)/std in the compute dtype, then converted to the model's.
+
+        A model that overwrites its input gets a copy; the first pass tells.
+        """
+        given = images
         if self.mean is not None or self.std is not None:
-            channels = images.shape[1]
-            centre = checks.per_channel("mean", 0.0 if self.mean is None else self.mean, channels)
-            scale = checks.scale(1.0 if self.std is None else self.std, channels)
-            images = (images - centre.to(images)[:, None, None]) / scale.to(images)[:, None, None]
-        return images.to(self.input_dtype(images))
+            mean, std = self.normalisation(images)
+            given = normalised(images, mean, std)
+        given = given.to(self.input_dtype(images))
+        shared = given.data_ptr() == images.data_ptr()
+        return given.clone() if shared and self._overwrites is not False else given
+
+    def normalisation(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation, (C,) each, in the compute dtype and on the device."""
+        kind, device = compute_dtype(images), images.device
+        mean = checks.per_channel("mean", 0.0 if self.mean is None else self.mean, images.shape[1])
+        std = checks.scale(1.0 if self.std is None else self.std, images.shape[1])
+        return mean.to(device, kind), std.to(device, kind)
 
     def forward(self, inputs: Tensor, *, search: bool = False) -> Tensor:
         """Logits (B, K) of inputs that are already normalised, counted and checked.
@@ -105,13 +140,14 @@ class Classifier:
         Raises
         ------
         TypeError, ValueError
-            If the model returns anything but a floating tensor (B, K ≥ 2), or lies on another
-            device than `inputs`.
+            If the model returns anything but a floating tensor (B, K ≥ 2).
         """
-        self._check_device(inputs)
         reduced = self.reduced and search
+        version = inputs._version
         with torch.autocast(inputs.device.type, dtype=torch.bfloat16, enabled=reduced):
             output = self.model(inputs)
+        if self._overwrites is None:
+            self._overwrites = inputs._version != version
         logits = output if isinstance(output, Tensor) else getattr(output, "logits", None)
         if not isinstance(logits, Tensor):
             raise TypeError(
@@ -131,13 +167,13 @@ class Classifier:
     @torch.no_grad()
     def logits(self, images: Tensor, *, search: bool = False) -> Tensor:
         """Logits (B, K) of images in their bounds, without gradient."""
-        return self.forward(self.normalised(images), search=search)
+        return self.forward(self.inputs(images), search=search)
 
     def trace(self, images: Tensor, *, search: bool = False) -> tuple[Tensor, Tensor]:
         """Logits of images in their bounds and the leaf that `gradient` differentiates for."""
         with torch.enable_grad():
             leaf = images.detach().requires_grad_()
-            return self.forward(self.normalised(leaf), search=search), leaf
+            return self.forward(self.inputs(leaf), search=search), leaf
 
     def gradient(self, loss: Tensor, leaf: Tensor) -> Tensor:
         """∇ of a loss (B,), summed over the images, with respect to the images of `trace`.
@@ -145,35 +181,31 @@ class Classifier:
         Raises
         ------
         ValueError
-            If the loss does not depend on the images, or the gradient is not finite somewhere.
+            If the loss does not depend on the images.
         """
         grad = None
         if loss.requires_grad:
             # Autocast around the call would reach into the backward pass as well.
-            with torch.autocast(leaf.device.type, enabled=False):
+            with torch.autocast(leaf.device.type, enabled=False), torch.enable_grad():
                 (grad,) = torch.autograd.grad(loss.sum(), leaf, allow_unused=True)
         if grad is None:
             raise ValueError("model: its output does not depend on the images, no gradient flows")
-        self.backwards += len(leaf)
-        finite = torch.linalg.vector_norm(grad, torch.inf, dim=(1, 2, 3)).isfinite()
-        if not bool(finite.all()):
-            raise ValueError(f"model: the gradient is not finite for {checks.named(~finite)}")
         return grad
 
-    def _check_device(self, inputs: Tensor) -> None:
-        if isinstance(self.model, nn.Module):
-            parameter = next(self.model.parameters(), None)
-            if parameter is not None and parameter.device != inputs.device:
-                raise ValueError(
-                    f"images: expected device {parameter.device} as the model, "
-                    f"found {inputs.device}"
-                )
+
+def _copies(module: nn.Module) -> dict[str, Tensor]:
+    """Clone the buffers that exist."""
+    return {name: b.detach().clone() for name, b in module._buffers.items() if b is not None}
 
 
-def _restore(buffers: list[tuple[nn.Module, str, Tensor, int, Tensor]]) -> None:
-    """Put back every buffer object, and its values where they were written to."""
-    with torch.no_grad():
-        for module, name, buffer, version, copy in buffers:
-            module._buffers[name] = buffer
-            if buffer._version != version:
-                buffer.copy_(copy)
+@torch.no_grad()
+def _restore(
+    module: nn.Module, objects: dict[str, Tensor | None], copies: dict[str, Tensor]
+) -> None:
+    """Put back every buffer object, and its values where they have changed."""
+    module._buffers.clear()
+    module._buffers.update(objects)
+    for name, copy in copies.items():
+        buffer = objects[name]
+        if buffer is not None and not torch.equal(buffer, copy):
+            buffer.copy_(copy)

@@ -13,7 +13,7 @@ from typing import Annotated
 import numpy as np
 import torch
 
-from . import __version__, backends
+from . import __version__, backends, checks
 from .progress import Progress
 
 try:
@@ -79,7 +79,7 @@ def demo(
     from .report import COLUMNS, cells, draw_figure, markdown, write_json, write_text
 
     console = Console(soft_wrap=True)
-    backends.check_name(backend)
+    checks.choice("backend", backend, backends.NAMES)
     scene = scenes.load_scene(per_class, device)
     console.print(
         f"PhotoNet on {len(scene.images)} test crops of ten photographs: "

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from . import checks, losses, ops
 from .classifier import Classifier
-from .occlusion import METHODS, score_windows
+from .occlusion import score_windows
 from .progress import Progress
 from .windows import Pair, Windows, as_pair
 
@@ -27,8 +27,8 @@ class Clean:
 
     Attributes
     ----------
-    images, logits, predicted
-        (B, C, H, W), (B, K) and (B,).
+    images, logits
+        (B, C, H, W) and (B, K).
     labels, target
         (B,) true classes; classes to reach, or None.
     grad
@@ -40,13 +40,17 @@ class Clean:
     labels: Tensor
     target: Tensor | None
     logits: Tensor
-    predicted: Tensor
     grad: Tensor | None
+
+    @property
+    def predicted(self) -> Tensor:
+        """Predicted classes, (B,)."""
+        return self.logits.argmax(1)
 
 
 @dataclass(frozen=True)
 class Measured:
-    """A domain m (B, H, W) and, where occlusion gave it, the scores S (B, rows, cols)."""
+    """A domain m (B, H, W); from `Occlusion` also the scores S (B, rows, cols)."""
 
     domain: Tensor
     scores: Tensor | None = None
@@ -98,6 +102,8 @@ def decision_domain(
         raise ValueError(
             f"map: expected a floating (B, H, W), found {map.dtype} of shape {tuple(map.shape)}"
         )
+    if not bool(map.isfinite().all()):
+        raise ValueError("map: expected finite values")
     if not map.numel():
         return map.clone()
     if rule == "top":
@@ -113,7 +119,7 @@ def _top(map: Tensor, coverage: float) -> Tensor:
     """Mark the n largest of each image; a stable sort settles ties by position."""
     flat = map.flatten(1)
     # Rounding first keeps 0.1·30 = 3.0000000000000004 from asking for a fourth pixel.
-    count = math.ceil(round(coverage * flat.shape[1], 9))
+    count = max(1, math.ceil(round(coverage * flat.shape[1], 9)))
     chosen = flat.argsort(dim=1, descending=True, stable=True)[:, :count]
     return torch.zeros_like(flat).scatter_(1, chosen, 1.0).view_as(map)
 
@@ -153,8 +159,6 @@ class Occlusion:
         "prob", "log_prob", "logit" or "margin".
     rule, coverage, threshold
         As in `decision_domain`.
-    method
-        As in `occlusion_map`.
 
     Raises
     ------
@@ -169,21 +173,28 @@ class Occlusion:
     rule: str = "top"
     coverage: float = 0.25
     threshold: float = 0.5
-    method: str = "auto"
 
     def __post_init__(self) -> None:
-        as_pair("patch", self.patch)
-        if self.stride is not None:
-            as_pair("stride", self.stride)
+        patch = as_pair("patch", self.patch)
+        Windows.over(*patch, patch, self.stride)
         checks.choice("score", self.score, losses.SCORES)
-        checks.choice("method", self.method, METHODS)
         _check_rule(self.rule, self.coverage, self.threshold)
+
+    def check(self, images: Tensor) -> None:
+        """Raise ValueError if the windows or the fill do not fit images (B, C, H, W)."""
+        self.windows(images)
+        checks.per_channel("fill", self.fill, images.shape[1])
+
+    def windows(self, images: Tensor) -> Windows:
+        """Windows over images (B, C, H, W)."""
+        return Windows.over(images.shape[2], images.shape[3], self.patch, self.stride)
 
     def __call__(self, classifier: Classifier, images: Tensor, labels: Tensor) -> Tensor:
         """Domain (B, H, W) of images (B, C, H, W) for the classes `labels` (B,)."""
+        self.check(images)
         with classifier.frozen():
-            logits = classifier.logits(images, search=True)
-            clean = Clean(classifier, images, labels, None, logits, logits.argmax(1), None)
+            logits = classifier.logits(images)
+            clean = Clean(classifier, images, labels, None, logits, None)
             return self.measure(clean).domain
 
     def measure(
@@ -196,7 +207,7 @@ class Occlusion:
     ) -> Measured:
         """Domain and scores; c is the true class, or the predicted one of a targeted attack."""
         images = clean.images
-        windows = Windows.over(images.shape[2], images.shape[3], self.patch, self.stride)
+        windows = self.windows(images)
         classes = clean.labels if clean.target is None else clean.predicted
         scores, flips = score_windows(
             clean.classifier, images, classes, clean.logits,
@@ -241,10 +252,48 @@ class Gradient:
         """Domain (B, H, W) of images (B, C, H, W) from the cross-entropy of `labels` (B,)."""
         with classifier.frozen():
             logits, leaf = classifier.trace(images, search=True)
-            return self.of(classifier.gradient(losses.loss("ce", logits, labels, None), leaf))
+            grad = classifier.gradient(losses.loss("ce", logits, labels, None), leaf)
+        checks.finite_gradient(grad)
+        return self.of(grad)
 
     def of(self, grad: Tensor) -> Tensor:
         """Domain of a gradient (B, C, H, W)."""
         return decision_domain(
-            grad.abs().sum(1), rule=self.rule, coverage=self.coverage, threshold=self.threshold
+            losses.exact(grad).abs().sum(1),
+            rule=self.rule,
+            coverage=self.coverage,
+            threshold=self.threshold,
         )
+
+
+Domain = Occlusion | Gradient | Tensor | DomainFunction | None
+
+
+def measure(
+    domain: Domain,
+    clean: Clean,
+    *,
+    backend: str,
+    max_memory: int | None,
+    progress: Progress | None,
+) -> Measured:
+    """Domain of a batch from whatever the user gave, without gradient.
+
+    Raises
+    ------
+    ValueError, TypeError
+        If a callable returns anything but a floating (B, H, W) in [0, 1] on the images' device.
+    """
+    images = clean.images
+    if domain is None:
+        return Measured(images.new_ones((1, *images.shape[2:])).expand(len(images), -1, -1))
+    if isinstance(domain, Tensor):
+        return Measured(domain.detach())
+    if isinstance(domain, Occlusion):
+        return domain.measure(clean, backend=backend, max_memory=max_memory, progress=progress)
+    if isinstance(domain, Gradient) and clean.grad is not None:
+        return Measured(domain.of(clean.grad))
+    with torch.enable_grad():
+        mask = domain(clean.classifier, images.clone(), clean.labels)
+    checks.domain_tensor(mask, images)
+    return Measured(mask.detach())

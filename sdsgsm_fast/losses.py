@@ -10,9 +10,9 @@ LOSSES = ("ce", "margin", "dlr")
 SCORES = ("prob", "log_prob", "logit", "margin")
 
 
-def exact(logits: Tensor) -> Tensor:
-    """Logits in float32 at least: softmax and differences in half precision lose the signal."""
-    return logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
+def exact(values: Tensor) -> Tensor:
+    """Values in float32 at least: sums and differences in half precision lose the signal."""
+    return values.float() if values.dtype in (torch.float16, torch.bfloat16) else values
 
 
 def loss(name: str, logits: Tensor, labels: Tensor, target: Tensor | None) -> Tensor:

@@ -15,13 +15,14 @@ def uniform_noise(like: Tensor, places: Tensor, seed: int, restart: int) -> Tens
     like
         (B, C, H, W).
     places
-        (B,) integer on the CPU, the images' places in their data set.
+        (B,) integer, the images' places in their data set.
     seed, restart
-        Which stream; both at least 0. The numbers depend on (seed, place, restart) alone, not on
-        the batch nor on the device.
+        Which stream; at least 0 and less than 2**64. The numbers depend on (seed, place, restart)
+        alone, not on the batch nor on the device.
     """
     noise = np.empty(tuple(like.shape), dtype=np.float32)
     for row, place in enumerate(places.tolist()):
-        philox = np.random.Philox(key=[seed, place], counter=[0, 0, 0, restart])
+        key = np.array([seed, place], dtype=np.uint64)
+        philox = np.random.Philox(key=key, counter=[0, 0, 0, restart])
         np.random.Generator(philox).random(dtype=np.float32, out=noise[row])
     return torch.from_numpy(noise).to(like) * 2 - 1

@@ -10,12 +10,14 @@ import math
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import increment_version
 
 from . import checks
-from .backends import choose
-from .backends.reference import compute_dtype
+from .backends import NAMES, choose
+from .numerics import Setting, compute_dtype
 from .windows import Pair, Windows
 
+BACKENDS = NAMES
 NORMALIZE = ("mean_abs", "max_abs", "rms", "none")
 
 
@@ -25,9 +27,9 @@ def update(
     grad: Tensor,
     domain: Tensor | None,
     *,
-    eps: float | Tensor,
-    alpha: float | Tensor,
-    background: float | Tensor,
+    eps: Setting,
+    alpha: Setting,
+    background: Setting,
     active: Tensor | None = None,
     momentum: Tensor | None = None,
     gain: float = 1.0,
@@ -47,7 +49,7 @@ def update(
     domain
         (B, H, W) floating m in [0, 1], or None for m ≡ 1.
     eps, alpha, background
-        ε, α and β_t: a number, or a floating tensor (B,).
+        ε, α and β_t: a number, or a floating tensor (B,), whose values are taken as they are.
     active
         (B,) bool; the images to update, None for all. Others keep their pixels and momentum.
     momentum
@@ -71,6 +73,7 @@ def update(
         x_{t+1}, (B, C, H, W) in the dtype of `images`.
     momentum : Tensor or None
         The new v; None where `momentum` is None and `decay` is 0, since then nothing needs it.
+        Neither result shares memory with an argument.
 
     Raises
     ------
@@ -92,9 +95,9 @@ def update_(
     grad: Tensor,
     domain: Tensor | None,
     *,
-    eps: float | Tensor,
-    alpha: float | Tensor,
-    background: float | Tensor,
+    eps: Setting,
+    alpha: Setting,
+    background: Setting,
     active: Tensor | None = None,
     momentum: Tensor | None = None,
     gain: float = 1.0,
@@ -104,7 +107,10 @@ def update_(
     normalize: str = "mean_abs",
     backend: str = "auto",
 ) -> tuple[Tensor, Tensor | None]:
-    """`update` in place: overwrites `adv` and, where given, `momentum`, and returns them."""
+    """`update` in place: overwrites `adv` and, where given, `momentum`, and returns them.
+
+    They must overlap neither each other nor another argument.
+    """
     return _update(
         adv, images, grad, domain,
         eps=eps, alpha=alpha, background=background, active=active, momentum=momentum, gain=gain,
@@ -119,9 +125,9 @@ def _update(
     grad: Tensor,
     domain: Tensor | None,
     *,
-    eps: float | Tensor,
-    alpha: float | Tensor,
-    background: float | Tensor,
+    eps: Setting,
+    alpha: Setting,
+    background: Setting,
     active: Tensor | None,
     momentum: Tensor | None,
     gain: float,
@@ -133,27 +139,70 @@ def _update(
     in_place: bool,
 ) -> tuple[Tensor, Tensor | None]:
     _check_update(adv, images, grad, domain, active, momentum)
+    if in_place:
+        checks.writable("adv", adv)
+        checks.writable("momentum", momentum)
     checks.number("gain", gain, "a number above 0, or infinity", lambda v: v > 0)
-    checks.number("decay", decay, "a finite number of at least 0", lambda v: 0 <= v < math.inf)
+    checks.number("decay", decay, "a finite number of at least 0", checks.is_size)
     checks.number("sign", sign, "1 or -1", lambda v: v in (1, -1))
     checks.choice("normalize", normalize, NORMALIZE)
-    dtype = compute_dtype(images)
+    limits, dtype = checks.pixel_bounds(bounds), compute_dtype(images)
+    chosen = choose(backend, images)
     settings = {"eps": eps, "alpha": alpha, "background": background}
-    for name, value in settings.items():
-        if isinstance(value, Tensor):
-            checks.same_shape(name, value, (len(images),))
-            checks.same_device(name, value, images)
-            settings[name] = value.to(dtype)
-    if not images.numel():
-        return adv if in_place else adv.clone(), momentum
-    new, kept = choose(backend, images).update(
-        adv, images, grad, None if domain is None else domain.to(dtype),
-        **settings, active=active, momentum=momentum,
-        keep_momentum=momentum is not None or decay > 0, gain=float(gain), decay=float(decay),
-        bounds=checks.pixel_bounds(bounds), sign=float(sign), normalize=normalize,
-        in_place=in_place,
-    )  # fmt: skip
-    return new, kept
+    settings = {name: _setting(name, value, images) for name, value in settings.items()}
+
+    # Kernels take dense tensors of one layout; those that are not are copied.
+    layout = _layout(adv)
+    old, x, g = (_dense(t, layout) for t in (adv, images, grad))
+    old_momentum = None if momentum is None else _dense(momentum, layout)
+    out = old if in_place else torch.empty_like(old)
+    kept = old_momentum if in_place else None
+    if kept is None and (momentum is not None or decay > 0):
+        kept = torch.empty_like(old, dtype=dtype)
+    if images.numel():
+        chosen.update(
+            out, kept, old, x, g,
+            None if domain is None else domain.to(dtype).contiguous(),
+            old_momentum,
+            None if active is None else active.contiguous(),
+            **settings,
+            gain=math.inf if gain > torch.finfo(dtype).max else float(gain), decay=float(decay),
+            bounds=limits, sign=float(sign), normalize=normalize,
+        )  # fmt: skip
+    if not in_place:
+        return out, kept
+    return _given_back(adv, out), kept if momentum is None else _given_back(momentum, kept)
+
+
+def _given_back(tensor: Tensor, result: Tensor | None) -> Tensor:
+    """Let the caller's tensor hold a result that was computed in it or in a dense copy of it."""
+    if result is not None and result is not tensor:
+        return tensor.copy_(result)
+    if not tensor.is_inference():
+        increment_version(tensor)  # a kernel wrote behind autograd's back
+    return tensor
+
+
+def _dense(tensor: Tensor, layout: torch.memory_format) -> Tensor:
+    return tensor.resolve_neg().contiguous(memory_format=layout)
+
+
+def _layout(adv: Tensor) -> torch.memory_format:
+    """Return the layout in which all tensors of an update are given to the kernel."""
+    if not adv.is_contiguous() and adv.is_contiguous(memory_format=torch.channels_last):
+        return torch.channels_last
+    return torch.contiguous_format
+
+
+def _setting(name: str, value: Setting, images: Tensor) -> Setting:
+    """Check a number fully and a tensor by its shape, since values would cost a device's wait."""
+    if not isinstance(value, Tensor):
+        checks.per_image(name, value, len(images))
+        return float(value)
+    checks.same_shape(name, value, (len(images),))
+    checks.same_device(name, value, images)
+    checks.kernel_dtype(name, value.dtype)
+    return value.to(compute_dtype(images)).contiguous()
 
 
 def _check_update(
@@ -165,10 +214,10 @@ def _check_update(
     momentum: Tensor | None,
 ) -> None:
     checks.image_batch("images", images)
+    checks.kernel_dtype("images", images.dtype)
+    checks.kernel_dtype("grad", grad.dtype)
     if adv.dtype != images.dtype:
         raise TypeError(f"adv: expected {images.dtype} as images, found {adv.dtype}")
-    if not grad.is_floating_point():
-        raise TypeError(f"grad: expected a floating dtype, found {grad.dtype}")
     for name, tensor in (("adv", adv), ("grad", grad), ("momentum", momentum)):
         if tensor is not None:
             checks.same_shape(name, tensor, images.shape)
@@ -243,19 +292,20 @@ def occlude(
     if first + count > len(windows):
         raise ValueError(f"count: expected first + count ≤ {len(windows)}, found {first + count}")
     dtype = images.dtype if dtype is None else dtype
-    if not dtype.is_floating_point:
-        raise TypeError(f"dtype: expected a floating dtype, found {dtype}")
+    checks.kernel_dtype("images", images.dtype)
+    checks.kernel_dtype("dtype", dtype)
     layout = torch.channels_last if channels_last else torch.contiguous_format
     fills = checks.per_channel("fill", fill, channels)
     centre = checks.per_channel("mean", 0.0 if mean is None else mean, channels)
     scale = checks.scale(1.0 if std is None else std, channels)
-    if batch * count == 0:
-        return images.new_empty((0, channels, height, width), dtype=dtype)
-    result: Tensor = choose(backend, images).occlude(
-        images, windows, first, count,
-        fill=fills, mean=centre, std=scale, dtype=dtype, memory_format=layout,
-    )  # fmt: skip
-    return result
+    shape = (batch * count, channels, height, width)
+    out = torch.empty(shape, dtype=dtype, device=images.device, memory_format=layout)
+    if out.numel():
+        choose(backend, images).occlude(
+            out, _dense(images, torch.contiguous_format), windows, first, count,
+            fill=fills, mean=centre, std=scale,
+        )  # fmt: skip
+    return out
 
 
 @torch.no_grad()
@@ -294,14 +344,14 @@ def window_mean(
         If `backend` is missing from this installation.
     """
     windows = Windows.over(height, width, patch, stride)
-    if not scores.is_floating_point():
-        raise TypeError(f"scores: expected a floating dtype, found {scores.dtype}")
+    checks.kernel_dtype("scores", scores.dtype)
     if scores.shape[1:] not in ((windows.rows, windows.cols), (len(windows),)):
         raise ValueError(
             f"scores: expected shape (B, {windows.rows}, {windows.cols}), "
             f"found {tuple(scores.shape)}"
         )
-    if not len(scores):
-        return scores.new_empty((0, height, width))
-    result: Tensor = choose(backend, scores).window_mean(scores.flatten(1), windows)
-    return result
+    given = scores.flatten(1).to(compute_dtype(scores)).contiguous()
+    out = given.new_empty((len(scores), height, width))
+    if out.numel():
+        choose(backend, scores).window_mean(out, given, windows)
+    return out.to(scores.dtype)

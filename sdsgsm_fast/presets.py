@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from typing import ClassVar
-
-from typing_extensions import Unpack
+from typing import TYPE_CHECKING, ClassVar
 
 from .attack import Attack, Settings
 from .classifier import Model
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 _SIGN: Settings = {"domain": None, "relax": None, "gain": math.inf}
 
@@ -49,7 +50,8 @@ class FGSM(Preset):
     defaults: ClassVar[Settings] = {**_SIGN, "steps": 1}
 
     def __init__(self, model: Model, **settings: Unpack[Settings]) -> None:
-        settings.setdefault("alpha", settings.get("eps", 8 / 255))
+        if settings.get("alpha") is None:
+            settings["alpha"] = settings.get("eps", 8 / 255)
         super().__init__(model, **settings)
 
 

@@ -2,17 +2,45 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from . import metrics
+from .classifier import Classifier
+
+
+def fooled(logits: Tensor, labels: Tensor, target: Tensor | None) -> Tensor:
+    """Whether the predicted class is wrong, or is the target, (B,) bool."""
+    predicted = logits.argmax(1)
+    return predicted != labels if target is None else predicted == target
+
+
+@dataclass(frozen=True)
+class Judge:
+    """The model's verdict, in its own precision, on versions of a batch's images."""
+
+    classifier: Classifier
+    labels: Tensor
+    target: Tensor | None
+
+    def __call__(self, images: Tensor, rows: Tensor) -> Tensor:
+        """Whether `images` (n, C, H, W), the rows (n,) of the batch, fool the model: (n,) bool."""
+        if not len(images):
+            return torch.zeros(0, dtype=torch.bool, device=images.device)
+        target = None if self.target is None else self.target[rows]
+        with self.classifier.frozen():
+            return fooled(self.classifier.logits(images), self.labels[rows], target)
 
 
 @dataclass(frozen=True)
 class Passes:
-    """Passes through the model that each image took part in, (B,) int64 on the CPU."""
+    """Passes through the model that each image took, (B,) int64.
+
+    An image costs a forward pass for each look at it and a backward pass for each gradient that was
+    used for it; those of its domain are included.
+    """
 
     forward: Tensor
     backward: Tensor
@@ -27,7 +55,7 @@ class AttackResult:
     adv : Tensor
         (B, C, H, W) adversarial images in the dtype of the images; the clean image where skipped.
     success : Tensor
-        (B,) bool: the model was fooled (and had not been wrong before).
+        (B,) bool: the model, in its own precision, is fooled by `adv` and was not before.
     skipped : Tensor
         (B,) bool: the model misclassified the clean image, which was therefore left alone.
     updates : Tensor
@@ -37,14 +65,13 @@ class AttackResult:
     scores : Tensor or None
         (B, rows, cols) occlusion scores S, where the domain came from `Occlusion`.
     passes : Passes
-        Forward and backward passes of each image, those of the domain included.
+        Forward and backward passes of each image.
     images : Tensor
-        (B, C, H, W) the clean images, as given.
+        (B, C, H, W) the clean images: the caller's own tensor, not a copy.
     bounds : tuple of float
         (lo, hi) of the pixel values.
-    fools : callable
-        ``fools(images) -> (B,) bool``, the model's verdict on other versions of the adversarial
-        images; used by `metrics` for the 8-bit figures.
+    judge : Judge
+        Asks the model about other versions of the images.
     """
 
     adv: Tensor
@@ -56,17 +83,15 @@ class AttackResult:
     passes: Passes
     images: Tensor
     bounds: tuple[float, float]
-    fools: Callable[[Tensor], Tensor]
+    judge: Judge
 
     def metrics(self) -> metrics.Metrics:
-        """Success rates, distances and costs; one forward pass judges the 8-bit images."""
-        tried = ~self.skipped
+        """Success rates, distances and costs; a forward pass judges the images in 8 bits."""
+        tried = (~self.skipped).nonzero().flatten()
         adv, images = self.adv[tried], self.images[tried]
         rounded = metrics.to_8bit(adv, self.bounds)
-        fooled_8bit = self.fools(metrics.to_8bit(self.adv, self.bounds))[tried]
-        on_cpu = tried.cpu()
         return metrics.Metrics(
-            images=len(tried),
+            images=len(self.skipped),
             skipped=int(self.skipped.sum()),
             attacked=len(adv),
             success_rate=metrics.mean(self.success[tried]),
@@ -77,12 +102,12 @@ class AttackResult:
             linf=metrics.mean(metrics.linf(adv, images)),
             psnr=metrics.mean_psnr(adv, images, self.bounds),
             ssim=metrics.mean_ssim(adv, images, self.bounds),
-            success_rate_8bit=metrics.mean(fooled_8bit),
+            success_rate_8bit=metrics.mean(self.judge(rounded, tried)),
             l2_8bit=metrics.mean(metrics.l2(rounded, images)),
             linf_8bit=metrics.mean(metrics.linf(rounded, images)),
             psnr_8bit=metrics.mean_psnr(rounded, images, self.bounds),
             ssim_8bit=metrics.mean_ssim(rounded, images, self.bounds),
             updates=metrics.mean(self.updates[tried]),
-            forwards=metrics.mean(self.passes.forward[on_cpu]),
-            backwards=metrics.mean(self.passes.backward[on_cpu]),
+            forwards=metrics.mean(self.passes.forward[tried]),
+            backwards=metrics.mean(self.passes.backward[tried]),
         )

@@ -247,7 +247,7 @@ def test_passes_are_counted(net: nn.Module, images: Tensor, labels: Tensor) -> N
     full = BIM(net, steps=6, early_stop=False).run(images, labels)
     assert torch.equal(full.passes.forward, 1 + 6 * (~full.skipped).long())
     assert int(full.passes.forward.sum()) == seen["forward"]
-    assert torch.equal(full.passes.backward, torch.where(full.skipped, 1, 6))
+    assert torch.equal(full.passes.backward, torch.where(full.skipped, 0, 6))
     seen["forward"] = 0
     stopped = SDSGSM(net, steps=6).run(images, labels)
     handle.remove()

@@ -285,9 +285,7 @@ def test_backends_are_chosen_and_named() -> None:
     x = torch.rand(1, 3, 8, 8)
     with pytest.raises(ValueError, match="backend: expected one of auto, reference, native"):
         ops.occlude(x, 0, 1, patch=4, backend="cuda")
-    with pytest.raises(
-        ValueError, match=r"'native' takes floating tensors on the CPU, found .*meta"
-    ):
+    with pytest.raises(ValueError, match=r"'native' takes tensors on the CPU, found meta"):
         ops.occlude(x.to("meta"), 0, 1, patch=4, backend="native")
     with pytest.raises(ValueError, match="isa: mmx is not available"):
         _native_cpu.use_isa("mmx")

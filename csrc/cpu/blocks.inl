@@ -25,8 +25,9 @@ const C* loaded(const void* array, DType type, int64_t start, int64_t n, C* buff
   return buffer;
 }
 
-template <class C, class T, class Wide>
-void convert_back(const C* from, int64_t n, T* to, int64_t step, Wide) {
+// Through Wide, which store() takes. Consecutive elements have a loop of their own: it vectorises.
+template <class Wide, class C, class T>
+void convert_back(const C* from, int64_t n, T* to, int64_t step) {
   if (step == 1) {
     for (int64_t i = 0; i < n; ++i) store(to + i, Wide(from[i]));
   } else {
@@ -46,12 +47,12 @@ template <class C>
 void stored(const C* values, void* array, DType type, int64_t start, int64_t n, int64_t step = 1) {
   switch (type) {
     case DType::float32:
-      return convert_back(values, n, static_cast<float*>(array) + start, step, 0.0f);
+      return convert_back<float>(values, n, static_cast<float*>(array) + start, step);
     case DType::float64:
-      return convert_back(values, n, static_cast<double*>(array) + start, step, 0.0);
+      return convert_back<double>(values, n, static_cast<double*>(array) + start, step);
     case DType::float16:
-      return convert_back(values, n, static_cast<Half*>(array) + start, step, 0.0f);
+      return convert_back<float>(values, n, static_cast<Half*>(array) + start, step);
     case DType::bfloat16:
-      return convert_back(values, n, static_cast<BFloat16*>(array) + start, step, 0.0f);
+      return convert_back<float>(values, n, static_cast<BFloat16*>(array) + start, step);
   }
 }

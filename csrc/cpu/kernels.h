@@ -5,12 +5,22 @@
 
 namespace sdsgsm::cpu {
 
-// A value an image: `values[b]`, or `value` where `values` is null. Held in double.
+// A value for each image in the compute type, or one for all where `values` is null.
 struct PerImage {
-  const double* values;
+  const void* values;
   double value;
-  double operator[](int64_t b) const { return values ? values[b] : value; }
+  template <class C>
+  C at(int64_t b) const {
+    return values ? static_cast<const C*>(values)[b] : C(value);
+  }
 };
+
+// Threads for a loop over `units`: none is started for less than `kGrain` elements.
+constexpr int64_t kGrain = 16384;
+inline int workers(int threads, int64_t units, int64_t elements) {
+  const int64_t useful = elements / kGrain + 1, most = units < useful ? units : useful;
+  return int(threads < most ? threads : most < 1 ? 1 : most);
+}
 
 // All image-like arrays are dense, in one common order: (B, C, HW), or (B, HW, C) if channels_last.
 struct UpdateCall {

@@ -51,8 +51,11 @@ void occlude_image(const OccludeCall& call, int64_t copy) {
 
 template <class C>
 void occlude_batch(const OccludeCall& call) {
-#pragma omp parallel for schedule(static) num_threads(call.threads) if (call.threads > 1)
-  for (int64_t copy = 0; copy < call.batch * call.count; ++copy) occlude_image<C>(call, copy);
+  const int64_t copies = call.batch * call.count;
+  const int64_t size = call.channels * call.grid.height * call.grid.width;
+  const int team = workers(call.threads, copies, copies * size);
+#pragma omp parallel for schedule(static) num_threads(team) if (team > 1)
+  for (int64_t copy = 0; copy < copies; ++copy) occlude_image<C>(call, copy);
 }
 
 void occlude(const OccludeCall& call) {

@@ -1,7 +1,7 @@
 // The update of a batch: a reduction over each image's gradient, then one pass over its elements.
 
 // N of equation 5 for one image. Blocks are summed in order and in double: the result depends on
-// the image alone, and squares of tiny gradients do not underflow.
+// the image alone, and neither sums overflow nor squares of tiny gradients underflow.
 template <class C>
 double norm_of(const UpdateCall& call, int64_t b) {
   const int64_t n = call.channels * call.pixels;
@@ -12,10 +12,10 @@ double norm_of(const UpdateCall& call, int64_t b) {
     const int64_t size = smaller(kBlock, n - start);
     const C* g = loaded(call.grad, call.grad_type, b * n + start, size, buffer);
     if (call.normalize == Normalize::mean_abs) {
-      C sum = 0;
+      double sum = 0;
 #pragma omp simd reduction(+ : sum)
-      for (int64_t i = 0; i < size; ++i) sum += g[i] < 0 ? -g[i] : g[i];
-      total += double(sum);
+      for (int64_t i = 0; i < size; ++i) sum += double(g[i] < 0 ? -g[i] : g[i]);
+      total += sum;
     } else if (call.normalize == Normalize::max_abs) {
       C most = 0;
 #pragma omp simd reduction(max : most)
@@ -98,14 +98,16 @@ void keep_image(const UpdateCall& call, int64_t b) {
 
 template <class C>
 void update_batch(const UpdateCall& call) {
-#pragma omp parallel for schedule(static) num_threads(call.threads) if (call.threads > 1)
+  const int team = workers(call.threads, call.batch, call.batch * call.channels * call.pixels);
+#pragma omp parallel for schedule(static) num_threads(team) if (team > 1)
   for (int64_t b = 0; b < call.batch; ++b) {
     if (call.active && !call.active[b]) {
       keep_image<C>(call, b);
       continue;
     }
-    const UpdateSettings<C> s{C(call.eps[b]), C(call.alpha[b]), C(call.background[b]),
-                              C(1.0 / larger(norm_of<C>(call, b), 1e-20)), C(call.decay),
+    const UpdateSettings<C> s{call.eps.at<C>(b), call.alpha.at<C>(b),
+                              call.background.at<C>(b),
+                              C(larger(norm_of<C>(call, b), 1e-20)), C(call.decay),
                               C(call.gain), C(call.lo), C(call.hi), C(call.sign)};
     if (__builtin_isinf(call.gain))
       step_image<true>(call, b, s);

@@ -17,7 +17,8 @@ SDSGSM_HD T mean_at(const T* scores, const WindowGrid& g, int64_t y, int64_t x) 
 template <class T>
 void window_mean_of(const WindowMeanCall& call) {
   const WindowGrid& g = call.grid;
-#pragma omp parallel for schedule(static) num_threads(call.threads) if (call.threads > 1)
+  const int team = workers(call.threads, call.batch, call.batch * g.height * g.width);
+#pragma omp parallel for schedule(static) num_threads(team) if (team > 1)
   for (int64_t b = 0; b < call.batch; ++b) {
     const T* scores = static_cast<const T*>(call.scores) + b * g.rows * g.cols;
     T* out = static_cast<T*>(call.out) + b * g.height * g.width;

@@ -6,6 +6,7 @@ from types import ModuleType
 
 from torch import Tensor
 
+from .. import checks
 from . import native, reference
 
 NAMES = ("auto", "reference", "native")
@@ -21,7 +22,7 @@ def choose(backend: str, tensor: Tensor) -> ModuleType:
     RuntimeError
         If the backend is missing from this installation; the message gives the reason.
     """
-    check_name(backend)
+    checks.choice("backend", backend, NAMES)
     if backend == "reference":
         return reference
     if backend == "auto":
@@ -29,15 +30,8 @@ def choose(backend: str, tensor: Tensor) -> ModuleType:
     if reason := native.why_missing():
         raise RuntimeError(f"backend: 'native' is missing: {reason}")
     if not native.supports(tensor):
-        found = f"{tensor.dtype} on {tensor.device}"
-        raise ValueError(f"backend: 'native' takes floating tensors on the CPU, found {found}")
+        raise ValueError(f"backend: 'native' takes tensors on the CPU, found {tensor.device}")
     return native
-
-
-def check_name(backend: str) -> None:
-    """Raise ValueError unless `backend` is a known name."""
-    if backend not in NAMES:
-        raise ValueError(f"backend: expected one of {', '.join(NAMES)}, found {backend!r}")
 
 
 def report() -> dict[str, str]:
@@ -46,4 +40,5 @@ def report() -> dict[str, str]:
     return {
         "reference": "available",
         "native (CPU)": missing or f"available, using {native.isa()}",
+        "native (CUDA)": native.build_outcome("cuda"),
     }

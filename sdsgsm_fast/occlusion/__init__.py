@@ -6,7 +6,6 @@ import torch
 from torch import Tensor
 
 from .. import checks, losses, ops
-from ..backends import check_name
 from ..classifier import Classifier, Model
 from ..progress import Progress, reporter
 from ..windows import Pair, Windows
@@ -34,7 +33,8 @@ def score_windows(
     Parameters
     ----------
     classifier, images, classes, clean
-        The model, images (B, C, H, W), the classes c (B,), and the clean images' logits (B, K).
+        The model, images (B, C, H, W), the classes c (B,), and the clean images' logits (B, K) in
+        the model's own precision.
 
     Returns
     -------
@@ -48,7 +48,8 @@ def score_windows(
     ValueError
         If a score is not finite; the message names the images.
     """
-    checks.choice("score", score, losses.SCORES)
+    if classifier.reduced:  # differences must be taken within one precision
+        clean = classifier.logits(images, search=True)
     before, predicted = losses.score(score, clean, classes), clean.argmax(1)
     scores = before.new_empty((len(images), len(windows)))
     flips = torch.empty_like(scores, dtype=torch.bool)
@@ -135,19 +136,21 @@ def occlusion_scores(
     """
     checks.choice("method", method, METHODS)
     checks.choice("score", score, losses.SCORES)
-    check_name(backend)
+    checks.choice("backend", backend, ops.BACKENDS)
     if max_memory is not None:
         checks.integer("max_memory", max_memory, 1)
     classifier = Classifier(model, mean=mean, std=std, precision=precision)
     checks.image_batch("images", images)
     windows = Windows.over(images.shape[2], images.shape[3], patch, stride)
+    checks.per_channel("fill", fill, images.shape[1])
     checks.values_in_bounds(images, checks.pixel_bounds(bounds))
+    classifier.check(images)
     if labels is not None:
         checks.class_indices("labels", labels, images)
     if not len(images):
         return images.new_empty((0, windows.rows, windows.cols))
     with classifier.frozen():
-        clean = classifier.logits(images, search=True)
+        clean = classifier.logits(images)
         classes = clean.argmax(1) if labels is None else labels.long()
         checks.classes_in_range("labels", classes, clean.shape[1])
         scores, _ = score_windows(

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_iter
 
 from .. import checks, ops
 from ..classifier import Classifier
 from ..windows import Windows
 
 CPU_CHUNK = 64  # copies a forward pass: measured best on CPUs at 32 to 64 (one image's windows)
-CUDA_CHUNK = 4096
-CUDA_SHARE = 0.5  # of the free memory, where no max_memory is given
+CUDA_CHUNK = 4096  # not measured
+CUDA_SHARE = 0.5  # of the free memory, where no max_memory is given; not measured
 
 
 def window_logits(
@@ -86,25 +89,28 @@ def chunk_size(classifier: Classifier, images: Tensor, max_memory: int | None) -
 
 @torch.no_grad()
 def _bytes_per_copy(classifier: Classifier, images: Tensor) -> int:
-    """Estimate the memory of one copy's forward pass from one probe.
+    """Estimate the memory of one copy's forward pass from one probe, which is not counted.
 
-    Twice the largest layer (its input, its output, and as much again for a shortcut or a library's
-    scratch space) and the copy itself.
+    The copy itself and twice the largest operation: its inputs, its outputs, and as much again for
+    a shortcut or a library's scratch space.
     """
-    copy = classifier.normalised(images[:1])
-    largest = 0
+    copy = classifier.inputs(images[:1])
+    with _LargestOperation() as seen:
+        classifier.model(copy)
+    return int(copy.numel() * copy.element_size() + 2 * seen.bytes)
 
-    def measure(_: nn.Module, inputs: tuple[object, ...], output: object) -> None:
-        nonlocal largest
-        tensors = [t for t in (*inputs, output) if isinstance(t, Tensor)]
-        largest = max(largest, sum(t.numel() * t.element_size() for t in tensors))
 
-    module = classifier.model if isinstance(classifier.model, nn.Module) else nn.Module()
-    leaves = [m for m in module.modules() if not any(m.children())]
-    handles = [m.register_forward_hook(measure) for m in leaves]
-    try:
-        classifier.forward(copy, search=True)
-    finally:
-        for handle in handles:
-            handle.remove()
-    return copy.numel() * copy.element_size() + 2 * largest
+class _LargestOperation(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Watches every operation and keeps the most bytes that one has read and written."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.bytes = 0
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        tensors = [t for t in tree_iter((args, result)) if isinstance(t, Tensor)]
+        self.bytes = max(self.bytes, sum(t.numel() * t.element_size() for t in tensors))
+        return result
