@@ -6,20 +6,16 @@ adv = SDSGSM(model, eps=8/255)(images, labels)
 heat = occlusion_map(model, images, labels, patch=4)
 """
 
-from importlib.metadata import PackageNotFoundError, version
-
 from . import ops
 from .attack import Attack
 from .domains import Gradient, Occlusion, decision_domain
+from .machine import package_version
 from .metrics import Metrics
 from .occlusion import occlusion_map, occlusion_scores
 from .presets import BIM, FGSM, MIFGSM, PGD, SDSGSM, SmoothingOnly, SpatialOnly
 from .result import AttackResult, Passes
 
-try:
-    __version__ = version("sdsgsm-fast")
-except PackageNotFoundError:  # run from a source tree that is not installed
-    __version__ = "0+unknown"
+__version__ = package_version()
 
 __all__ = [
     "BIM",

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import os
-import platform
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
-import numpy as np
 import torch
 
-from . import __version__, backends, checks
+from . import backends
+from .machine import machine, package_version
 from .progress import Progress
 
 try:
@@ -36,7 +34,7 @@ app = typer.Typer(
 
 def _show_version(wanted: bool) -> None:
     if wanted:
-        typer.echo(f"sdsgsm-fast {__version__}")
+        typer.echo(f"sdsgsm-fast {package_version()}")
         raise typer.Exit
 
 
@@ -53,38 +51,64 @@ def _options(
 @app.command()
 def info() -> None:
     """Tell versions, devices and backends, and why a backend is missing."""
-    table = Table(show_header=False, box=None)
-    for name, value in machine().items():
-        table.add_row(name, str(value))
-    for name, state in backends.report().items():
-        table.add_row(f"backend {name}", state)
-    Console(soft_wrap=True).print(table, highlight=False)
+    facts = [(name, str(value)) for name, value in machine().items()]
+    facts += [(f"backend {name}", state) for name, state in backends.report().items()]
+    width = max(len(name) for name, _ in facts)
+    for name, state in facts:
+        typer.echo(f"{name:<{width}}  {state}")
+
+
+def _check_backend(name: str) -> str:
+    if name not in backends.NAMES:
+        raise typer.BadParameter(f"{name!r} is not one of {', '.join(backends.NAMES)}")
+    return name
+
+
+def _check_device(name: str) -> str:
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError) as error:
+        raise typer.BadParameter(f"{name!r}: {str(error).splitlines()[0]}") from error
+    return name
+
+
+def _check_folder(path: Path) -> Path:
+    """Make the folder before any work, so that minutes of it are not lost."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise typer.BadParameter(f"cannot make the folder {path}: {error.strerror}") from error
+    return path
 
 
 @app.command()
 def demo(
-    out: Annotated[Path, typer.Option(help="Folder for table.json and figure.png.")] = Path(
-        "sdsgsm-demo"
-    ),
+    backend: Annotated[
+        str, typer.Option(help=f"One of: {', '.join(backends.NAMES)}.", callback=_check_backend)
+    ] = "auto",
+    device: Annotated[
+        str, typer.Option(help="Where to compute: cpu, cuda, cuda:1, …", callback=_check_device)
+    ] = "cpu",
     per_class: Annotated[
         int, typer.Option(min=1, max=1000, help="Test crops of each of the ten photographs.")
     ] = 32,
     eps: Annotated[float, typer.Option(min=0.1, max=255, help="ε, in units of 1/255.")] = 8.0,
     steps: Annotated[int, typer.Option(min=1, help="Largest number of updates.")] = 20,
-    backend: Annotated[str, typer.Option(help=f"One of: {', '.join(backends.NAMES)}.")] = "auto",
-    device: Annotated[str, typer.Option(help="Where to compute: cpu, cuda, cuda:1, …")] = "cpu",
+    out: Annotated[
+        Path,
+        typer.Option(help="Folder for table.json, table.md, figure.png.", callback=_check_folder),
+    ] = Path("sdsgsm-demo"),
 ) -> None:
     """Attack PhotoNet on crops of real photographs: a table, its JSON and a figure."""
     from . import demo as scenes
-    from .report import COLUMNS, cells, draw_figure, markdown, write_json, write_text
+    from .report import COLUMNS, markdown, write_json, write_text
 
-    console = Console(soft_wrap=True)
-    checks.choice("backend", backend, backends.NAMES)
     scene = scenes.load_scene(per_class, device)
+    accuracy = scene.accuracy()
+    console = Console(soft_wrap=True, highlight=False)
     console.print(
         f"PhotoNet on {len(scene.images)} test crops of ten photographs: "
-        f"clean accuracy {scene.accuracy:.1%}; ε = {eps:g}/255, α = ε/8, {steps} steps",
-        highlight=False,
+        f"clean accuracy {accuracy:.1%}; ε = {eps:g}/255, α = ε/8, {steps} steps"
     )
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
     for column in COLUMNS:
@@ -95,28 +119,26 @@ def demo(
             scene, eps=eps / 255, steps=steps, backend=backend, progress=bar_of
         ):
             outcomes.append(outcome)
-            row = outcome[0]
-            table.add_row(*cells(row))
+            table.add_row(*outcome[0].cells())
             if not console.is_terminal:
-                console.print(f"{row.name}: {row.seconds:.1f} s", highlight=False)
+                console.print(f"{outcome[0].name}: {outcome[0].seconds:.1f} s")
     console.print(table)
     console.print(
         "Means over the crops that the clean model gets right. success: share of them fooled;\n"
-        "8-bit: the same after rounding to pixel values; s: seconds of one run on this machine.",
-        highlight=False,
+        "8-bit: the same after rounding to pixel values; s: seconds of one run on this machine."
     )
     rows = [row for row, _ in outcomes]
     settings = {"eps": eps / 255, "steps": steps, "images": len(scene.images), "backend": backend}
     content = {
-        "settings": settings,
-        "clean_accuracy": scene.accuracy,
+        "settings": {**settings, "device": device},
+        "clean_accuracy": accuracy,
         "machine": machine(),
-        "rows": [{"attack": r.name, "seconds": r.seconds, **r.metrics.as_dict()} for r in rows],
+        "rows": [row.as_dict() for row in rows],
     }
     write_json(out / "table.json", content)
     write_text(out / "table.md", markdown(rows))
-    draw_figure(out / "figure.png", scene, outcomes[-1][1], eps=eps / 255)  # SD-SGSM is last
-    console.print(f"wrote table.json, table.md and figure.png to {out}", highlight=False)
+    scenes.draw_figure(out / "figure.png", scene, outcomes[-1][1], eps=eps / 255)  # SD-SGSM's
+    console.print(f"wrote table.json, table.md and figure.png to {out}")
 
 
 @contextmanager
@@ -137,35 +159,11 @@ def _bars(console: Console) -> Iterator[Callable[[str], Progress]]:
         yield bar_of
 
 
-def machine() -> dict[str, str | int]:
-    """Versions and hardware that a figure depends on."""
-    cuda = torch.cuda.is_available()
-    return {
-        "sdsgsm-fast": __version__,
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "numpy": np.__version__,
-        "cpu": _cpu_name(),
-        "cores": os.cpu_count() or 1,
-        "threads": torch.get_num_threads(),
-        "gpu": torch.cuda.get_device_name() if cuda else "none",
-    }
-
-
-def _cpu_name() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return platform.processor() or platform.machine()
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.machine()
-
-
 def main() -> None:
     """Run the command line; bad input ends with one line and exit code 2."""
     try:
         app()
-    except (ValueError, TypeError, ModuleNotFoundError, RuntimeError, OSError) as error:
+    except (ValueError, ModuleNotFoundError, OSError) as error:
         sys.stderr.write(f"sdsgsm: {error}\n")
         sys.exit(2)
 

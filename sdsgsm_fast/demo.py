@@ -5,16 +5,22 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from . import ops
+from ._optional import require
 from .attack import Attack, Settings
-from .images import photo_crops
-from .metrics import Metrics
-from .photonet import MEAN, STD, PhotoNet, load_photonet
+from .classifier import Classifier
+from .domains import Occlusion
+from .images import CLASS_NAMES, photo_crops
+from .photonet import MEAN, STD, load_photonet
 from .presets import BIM, FGSM, MIFGSM, PGD, SDSGSM, SmoothingOnly, SpatialOnly
 from .progress import Progress
+from .report import Row
 from .result import AttackResult
 
 Factory = Callable[..., Attack]
@@ -35,48 +41,36 @@ ATTACKS: tuple[tuple[str, Factory, Settings], ...] = (
 
 
 @dataclass(frozen=True)
-class Row:
-    """One attack's line of the table."""
-
-    name: str
-    metrics: Metrics
-    seconds: float
-
-
-@dataclass(frozen=True)
 class Scene:
     """The model and the images that are attacked.
 
     Attributes
     ----------
-    net
-        PhotoNet, on the device of the images.
+    classifier
+        PhotoNet with its normalisation, on the device of the images.
     images, labels
         (B, 3, 32, 32) test crops in [0, 1] and their classes (B,).
-    accuracy
-        Share of the crops that the clean model classifies correctly.
     """
 
-    net: PhotoNet
+    classifier: Classifier
     images: Tensor
     labels: Tensor
-    accuracy: float
 
     def probabilities(self, images: Tensor) -> Tensor:
         """Softmax of the model's logits, (B, 10)."""
-        mean, std = (torch.tensor(v, device=images.device)[:, None, None] for v in (MEAN, STD))
-        with torch.no_grad():
-            logits: Tensor = self.net((images - mean) / std)
-        return logits.softmax(1)
+        return self.classifier.logits(images).softmax(1)
+
+    def accuracy(self) -> float:
+        """Share of the crops that the clean model classifies correctly."""
+        hits = self.probabilities(self.images).argmax(1) == self.labels
+        return float(hits.float().mean())
 
 
 def load_scene(per_class: int, device: str = "cpu") -> Scene:
     """Load PhotoNet and draw `per_class` test crops of each of its ten photographs."""
-    net = load_photonet().to(device)
-    images, labels = (t.to(device) for t in photo_crops("test", per_class))
-    scene = Scene(net, images, labels, 0.0)
-    hits = scene.probabilities(images).argmax(1) == labels
-    return Scene(net, images, labels, float(hits.float().mean()))
+    classifier = Classifier(load_photonet().to(device), mean=MEAN, std=STD)
+    images, labels = photo_crops("test", per_class)
+    return Scene(classifier, images.to(device), labels.to(device))
 
 
 def run_attacks(
@@ -90,14 +84,89 @@ def run_attacks(
         common: Settings = {"eps": eps, "mean": MEAN, "std": STD, "backend": backend}
         if factory is not FGSM:
             common["steps"] = steps
-        attack = factory(scene.net, **{**common, **settings}, progress=progress(name))
-        warm_up = factory(scene.net, **{**common, **settings, "steps": 1})
+        model = scene.classifier.model
+        attack = factory(model, **{**common, **settings}, progress=progress(name))
+        warm_up = factory(model, **{**common, **settings, "steps": 1})
         warm_up.run(scene.images[:8], scene.labels[:8])
         start = time.perf_counter()
         result = attack.run(scene.images, scene.labels)
-        success = result.success.sum().item()  # waits for the device
+        result.success.any().item()  # waits for the device
         seconds = time.perf_counter() - start
-        row = Row(name, result.metrics(), seconds)
-        if success != round(row.metrics.success_rate * row.metrics.attacked):
-            raise RuntimeError(f"{name}: the success rate disagrees with the number of successes")
-        yield row, result
+        yield Row(name, result.metrics(), seconds), result
+
+
+def draw_figure(
+    path: Path, scene: Scene, result: AttackResult, *, eps: float, rows: int = 6
+) -> None:
+    """Draw clean | sensitivity | domain | perturbation | adversarial, one class a row.
+
+    Parameters
+    ----------
+    path
+        PNG to write.
+    scene, result
+        The attacked images and the result of an attack with the domain ``Occlusion()``.
+    eps
+        The attack's ε, which sets the stated amplification of the perturbation.
+    rows
+        Number of images, each the fooled one with the highest contrast in its class.
+
+    Raises
+    ------
+    ValueError
+        If the result has no scores, or no image was fooled.
+    """
+    require("matplotlib", extra="cli", purpose="the figure")
+    from matplotlib.figure import Figure
+
+    if result.scores is None:
+        raise ValueError("result: the figure needs the scores of an Occlusion domain")
+    shown = _one_a_class(scene, result.success, rows)
+    if not shown:
+        raise ValueError("result: no image was fooled, there is nothing to draw")
+    windows = Occlusion().windows(scene.images)
+    heat = ops.window_mean(
+        result.scores, windows.height, windows.width, patch=windows.patch, stride=windows.stride
+    )
+    factor = max(1, round(0.5 / eps))
+    before = scene.probabilities(scene.images)
+    after = scene.probabilities(result.adv)
+    figure = Figure(figsize=(9.2, 1.95 * len(shown) + 0.4), layout="constrained")
+    grid = figure.subplots(len(shown), 5, squeeze=False)
+    titles = ("clean", "sensitivity", "domain", f"perturbation ×{factor}", "adversarial")
+    for axis, title in zip(grid[0], titles, strict=True):
+        axis.annotate(title, (0.5, 1.18), xycoords="axes fraction", ha="center", weight="bold")
+    for axes, i in zip(grid, shown, strict=True):
+        extent = float(heat[i].abs().max())
+        delta = result.adv[i] - scene.images[i]
+        axes[0].imshow(_picture(scene.images[i]), interpolation="nearest")
+        axes[1].imshow(heat[i].cpu(), cmap="RdBu_r", vmin=-extent, vmax=extent)
+        axes[2].imshow(result.domain[i].cpu(), cmap="gray", vmin=0, vmax=1)
+        axes[3].imshow(_picture((0.5 + factor * delta).clamp(0, 1)), interpolation="nearest")
+        axes[4].imshow(_picture(result.adv[i]), interpolation="nearest")
+        axes[0].set_title(_verdict(before[i]), fontsize=9)
+        axes[1].set_title(f"up to {extent:.2g}", fontsize=9)
+        axes[2].set_title(f"{float(result.domain[i].mean()):.0%} of the pixels", fontsize=9)
+        axes[3].set_title(f"ℓ2 {float(delta.norm()):.2f}", fontsize=9)
+        axes[4].set_title(_verdict(after[i]), fontsize=9, color="firebrick")
+        for axis in axes:
+            axis.set_axis_off()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=120)
+
+
+def _one_a_class(scene: Scene, success: Tensor, rows: int) -> list[int]:
+    """Index of the fooled image with the highest contrast of each of at most `rows` classes."""
+    contrast = scene.images.mean(1).flatten(1).std(1)
+    fooled = [(scene.labels == label) & success for label in range(len(CLASS_NAMES))]
+    best = [int(contrast.where(f, -torch.inf).argmax()) for f in fooled if bool(f.any())]
+    return best[:rows]
+
+
+def _picture(image: Tensor) -> Any:
+    return image.permute(1, 2, 0).cpu().numpy()
+
+
+def _verdict(probabilities: Tensor) -> str:
+    best = int(probabilities.argmax())
+    return f"{CLASS_NAMES[best]} {float(probabilities[best]):.0%}"

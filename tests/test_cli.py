@@ -68,9 +68,10 @@ def test_demo_writes_table_and_figure(tmp_path: Path, backend: str) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["demo", "--backend", "cuda"], "backend: expected one of auto, reference, native"),
+        (["demo", "--backend", "cuda"], "is not one of auto, reference, native"),
         (["demo", "--per-class", "0"], "--per-class"),
-        (["demo", "--device", "nowhere"], "sdsgsm: "),
+        (["demo", "--device", "nowhere"], "nowhere"),
+        (["demo", "--out", "/proc/none"], "cannot make the folder"),
         (["attack"], "No such command"),
     ],
 )

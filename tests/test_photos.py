@@ -56,5 +56,5 @@ def test_photonet_is_small_and_right() -> None:
     assert sum(p.numel() for p in net.parameters()) <= 250_000
     assert WEIGHTS.stat().st_size <= 1_000_000
     scene = load_scene(50)
-    assert scene.accuracy >= 0.9
+    assert scene.accuracy() >= 0.9
     assert len(CLASS_NAMES) == len(PHOTOS) == scene.probabilities(scene.images).shape[1]
