@@ -203,8 +203,9 @@ def _restore(
     module: nn.Module, objects: dict[str, Tensor | None], copies: dict[str, Tensor]
 ) -> None:
     """Put back every buffer object, and its values where they have changed."""
-    module._buffers.clear()
-    module._buffers.update(objects)
+    if isinstance(module._buffers, dict):  # a scripted module's buffers cannot come and go
+        module._buffers.clear()
+        module._buffers.update(objects)
     for name, copy in copies.items():
         buffer = objects[name]
         if buffer is not None and not torch.equal(buffer, copy):

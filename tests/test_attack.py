@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -254,6 +255,90 @@ def test_passes_are_counted(net: nn.Module, images: Tensor, labels: Tensor) -> N
     assert int(stopped.passes.forward.sum()) == seen["forward"]
     tried = ~stopped.skipped
     assert torch.equal(stopped.passes.forward[tried], 16 + 1 + stopped.updates[tried])
+
+
+def test_passes_do_not_depend_on_the_batch_nor_on_the_memory(
+    net: nn.Module, images: Tensor, labels: Tensor
+) -> None:
+    whole = SDSGSM(net, steps=6).run(images, labels).passes
+    bounded = SDSGSM(net, steps=6, max_memory=10**6).run(images, labels).passes
+    assert torch.equal(bounded.forward, whole.forward)
+    for i in range(12):
+        alone = SDSGSM(net, steps=6).run(images[i : i + 1], labels[i : i + 1]).passes
+        assert torch.equal(alone.forward[0], whole.forward[i])
+        assert torch.equal(alone.backward[0], whole.backward[i])
+
+
+def test_the_attack_hands_its_limits_to_the_domain(
+    net: nn.Module, images: Tensor, labels: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = []
+    original = Occlusion.measure
+
+    def spy(self: Occlusion, clean: object, **settings: object) -> object:
+        calls.append(settings)
+        return original(self, clean, **settings)
+
+    monkeypatch.setattr(Occlusion, "measure", spy)
+    SDSGSM(net, steps=1, max_memory=12345, backend="reference")(images, labels)
+    assert calls == [{"max_memory": 12345, "backend": "reference", "progress": None}]
+
+
+def test_random_starts_respect_the_domain(net: nn.Module, images: Tensor, labels: Tensor) -> None:
+    mask = torch.zeros(12, 16, 16)
+    mask[:, 4:9, 3:7] = 1
+    attack = SDSGSM(
+        net, domain=mask, random_start=True, seed=0, steps=1, alpha=0.0, background=0.2,
+        early_stop=False,
+    )  # fmt: skip
+    result = attack.run(images, labels)
+    moved = (result.adv - images)[~result.skipped].abs().amax((0, 1))
+    inside = mask[0] == 1
+    assert float(moved[~inside].max()) <= 0.2 * EPS + 1e-7
+    assert float(moved[~inside].max()) > 0.19 * EPS
+    assert float(moved[inside].max()) > 0.95 * EPS
+
+
+def test_seeds_and_places_beyond_63_bits_do_not_collide(
+    net: nn.Module, images: Tensor, labels: Tensor
+) -> None:
+    starts = [
+        PGD(net, seed=seed, steps=1, alpha=0.0)(images, labels)
+        for seed in (2**63, 2**63 + 1, 2**64 - 1)
+    ]
+    assert not torch.equal(starts[0], starts[1])
+    assert not torch.equal(starts[1], starts[2])
+
+
+def test_fgsm_steps_by_eps_unless_told_otherwise(net: nn.Module) -> None:
+    assert FGSM(net, eps=0.1).alpha == FGSM(net, eps=0.1, alpha=None).alpha == 0.1
+    assert FGSM(net, eps=0.1, alpha=0.02).alpha == 0.02
+
+
+def test_a_bad_gradient_is_named_by_its_place_and_counts_only_where_it_is_used(
+    net: nn.Module, images: Tensor, labels: Tensor
+) -> None:
+    """The gradient of image 5 is NaN once it has moved; images 3 and 7 are skipped."""
+
+    class Poison(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, x: Tensor) -> Tensor:
+            near = (x - images[5]).abs().flatten(1).amax(1)
+            ctx.bad = (near > 0) & (near < 0.1)
+            return x.clone()
+
+        @staticmethod
+        def backward(ctx: Any, grad: Tensor) -> Tensor:
+            return grad.masked_fill(ctx.bad[:, None, None, None], math.nan)
+
+    def model(x: Tensor) -> Tensor:
+        return net(Poison.apply(x))
+
+    with pytest.raises(ValueError, match=r"the gradient is not finite for images \[5\]"):
+        BIM(model, steps=3, early_stop=False)(images, labels)
+    labels = labels.clone()
+    labels[5] = (labels[5] + 1) % 5  # now it is skipped, and its gradient is nobody's business
+    BIM(model, steps=3, early_stop=False)(images, labels)
 
 
 def test_restarts_only_add_successes(net: nn.Module, images: Tensor, labels: Tensor) -> None:

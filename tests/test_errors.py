@@ -116,6 +116,11 @@ SETTINGS: list[tuple[dict[str, Any], str]] = [
     ({"backend": "cuda"}, "backend: expected one of auto, reference, native, found 'cuda'"),
     ({"max_memory": 0}, "max_memory: expected an integer of at least 1, found 0"),
     ({"seed": -1}, "seed: expected an integer of at least 0, found -1"),
+    ({"seed": 2**64}, "seed: expected an integer below 2**64, found 18446744073709551616"),
+    ({"bounds": (0, 1, 2)}, "bounds: expected finite (lo, hi) with lo < hi, found (0, 1, 2)"),
+    ({"bounds": 1.0}, "bounds: expected finite (lo, hi) with lo < hi, found 1.0"),
+    ({"eps": 1e39}, "eps: expected a finite number of at least 0, found 1e+39"),
+    ({"decay": 1e39}, "decay: expected a finite number of at least 0, found 1e+39"),
 ]
 
 
@@ -144,7 +149,7 @@ LATE: list[tuple[dict[str, Any], dict[str, Any], str]] = [
     ({"domain": Occlusion(fill=(0, 1))}, {}, "fill: expected one value or one for each of 3"),
     ({"domain": torch.rand(4, 16, 15)}, {}, "domain: expected shape (4, 16, 16)"),
     ({"domain": torch.rand(4, 16, 16) * 2}, {}, "domain: expected values in [0, 1]"),
-    ({"domain": lambda c, x, y: x}, {}, "domain: expected shape (4, 16, 16), found (4, 3, 16, 16)"),
+    ({"domain": lambda c, x, y: x.clone()}, {}, "domain: expected shape (4, 16, 16), found (4, 3, 16, 16)"),
     ({}, {"target": LABELS}, "target: expected classes other than labels, found the same for images"),
     ({}, {"target": LABELS[:2]}, "target: expected shape (4,) as images, found (2,)"),
     ({}, {"target": LABELS + 2}, "target: expected 0..4, as the model has 5 classes, found 2..5"),
@@ -281,6 +286,20 @@ def test_bad_operator_arguments() -> None:
         TypeError, "adv: expected torch.float32 as images, found torch.float64", x.double(), x, x, m
     )
     fails(TypeError, "grad: expected a floating dtype", x, x, x.long(), m)
+    fails(TypeError, "grad: expected a floating dtype", x, x, x.to(torch.float8_e5m2), m)
+    fails(
+        ValueError,
+        "eps: expected a finite number of at least 0, found nan",
+        x,
+        x,
+        x,
+        m,
+        eps=math.nan,
+    )
+    fails(
+        ValueError, "alpha: expected a finite number of at least 0, found -1", x, x, x, m, alpha=-1
+    )
+    fails(TypeError, "eps: expected a floating dtype", x, x, x, m, eps=torch.ones(2).int())
     fails(ValueError, "grad: expected device cpu as images, found meta", x, x, x.to("meta"), m)
     fails(ValueError, "domain: expected shape (2, 8, 8), found (2, 8, 7)", x, x, x, m[..., :7])
     fails(ValueError, "eps: expected shape (2,), found (3,)", x, x, x, m, eps=torch.rand(3))
@@ -294,8 +313,9 @@ def test_bad_operator_arguments() -> None:
         ops.occlude(x, 3, 2, patch=4)
     with pytest.raises(ValueError, match="first: expected an integer of at least 0"):
         ops.occlude(x, -1, 2, patch=4)
-    with pytest.raises(TypeError, match="dtype: expected a floating dtype"):
-        ops.occlude(x, 0, 1, patch=4, dtype=torch.int8)
+    for dtype in (torch.int8, torch.float8_e5m2):
+        with pytest.raises(TypeError, match="dtype: expected a floating dtype"):
+            ops.occlude(x, 0, 1, patch=4, dtype=dtype)
     with pytest.raises(
         ValueError, match=re.escape("scores: expected shape (B, 2, 2), found (2, 5)")
     ):
