@@ -14,6 +14,7 @@ from torch.autograd.graph import increment_version
 
 from . import checks
 from .backends import NAMES, choose
+from .backends.calls import Occlude, Update
 from .numerics import Setting, compute_dtype
 from .windows import Pair, Windows
 
@@ -160,15 +161,16 @@ def _update(
     if kept is None and (momentum is not None or decay > 0):
         kept = torch.empty_like(old, dtype=dtype)
     if images.numel():
-        chosen.update(
-            out, kept, old, x, g,
-            None if domain is None else domain.to(dtype).contiguous(),
-            old_momentum,
-            None if active is None else active.contiguous(),
+        call = Update(
+            adv=old, images=x, grad=g,
+            domain=None if domain is None else domain.to(dtype).contiguous(),
+            momentum=old_momentum,
+            active=None if active is None else active.contiguous(),
             **settings,
             gain=math.inf if gain > torch.finfo(dtype).max else float(gain), decay=float(decay),
             bounds=limits, sign=float(sign), normalize=normalize,
         )  # fmt: skip
+        chosen.update(out, kept, call)
     if not in_place:
         return out, kept
     return _given_back(adv, out), kept if momentum is None else _given_back(momentum, kept)
@@ -301,10 +303,9 @@ def occlude(
     shape = (batch * count, channels, height, width)
     out = torch.empty(shape, dtype=dtype, device=images.device, memory_format=layout)
     if out.numel():
-        choose(backend, images).occlude(
-            out, _dense(images, torch.contiguous_format), windows, first, count,
-            fill=fills, mean=centre, std=scale,
-        )  # fmt: skip
+        dense = _dense(images, torch.contiguous_format)
+        call = Occlude(dense, windows, first, count, fill=fills, mean=centre, std=scale)
+        choose(backend, images).occlude(out, call)
     return out
 
 

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ..numerics import Setting
 from ..windows import Windows
+from .calls import Occlude, Update
 
 _DTYPES = {torch.float32: 0, torch.float64: 1, torch.float16: 2, torch.bfloat16: 3}
 _NORMALIZE = {"none": 0, "mean_abs": 1, "max_abs": 2, "rms": 3}
@@ -84,34 +85,16 @@ def _setting(value: Setting) -> tuple[int, float]:
     return (value.data_ptr(), 0.0) if isinstance(value, Tensor) else (0, value)
 
 
-def update(
-    out: Tensor,
-    momentum_out: Tensor | None,
-    adv: Tensor,
-    images: Tensor,
-    grad: Tensor,
-    domain: Tensor | None,
-    momentum: Tensor | None,
-    active: Tensor | None,
-    *,
-    eps: Setting,
-    alpha: Setting,
-    background: Setting,
-    gain: float,
-    decay: float,
-    bounds: tuple[float, float],
-    sign: float,
-    normalize: str,
-) -> None:
+def update(out: Tensor, momentum_out: Tensor | None, u: Update) -> None:
     """Equations 3 and 5 to 7 in one pass; see `reference.update`."""
-    batch, channels, height, width = adv.shape
-    tensors = (adv, out, images, grad, domain, momentum, momentum_out, active)
+    batch, channels, height, width = u.adv.shape
+    tensors = (u.adv, out, u.images, u.grad, u.domain, u.momentum, momentum_out, u.active)
     _kernels().update(
         *(_address(t) for t in tensors),
-        *(_setting(value) for value in (eps, alpha, background)),
-        *(batch, channels, height * width, not adv.is_contiguous()),
-        *(_DTYPES[adv.dtype], _DTYPES[grad.dtype]),
-        *(gain, decay, *bounds, sign, _NORMALIZE[normalize], torch.get_num_threads()),
+        *(_setting(value) for value in (u.eps, u.alpha, u.background)),
+        *(batch, channels, height * width, not u.adv.is_contiguous()),
+        *(_DTYPES[u.adv.dtype], _DTYPES[u.grad.dtype]),
+        *(u.gain, u.decay, *u.bounds, u.sign, _NORMALIZE[u.normalize], torch.get_num_threads()),
     )
 
 
@@ -120,22 +103,12 @@ def _grid(windows: Windows) -> tuple[int, ...]:
     return (*size, *windows.patch, *windows.stride, windows.rows, windows.cols)
 
 
-def occlude(
-    out: Tensor,
-    images: Tensor,
-    windows: Windows,
-    first: int,
-    count: int,
-    *,
-    fill: Tensor,
-    mean: Tensor,
-    std: Tensor,
-) -> None:
+def occlude(out: Tensor, o: Occlude) -> None:
     """Zeroed-out, normalised and converted copies in one pass; see `reference.occlude`."""
     _kernels().occlude(
-        *(_address(images), _address(out), fill.tolist(), mean.tolist(), std.tolist()),
-        *(*images.shape[:2], first, count, _grid(windows), not out.is_contiguous()),
-        *(_DTYPES[images.dtype], _DTYPES[out.dtype], torch.get_num_threads()),
+        *(_address(o.images), _address(out), o.fill.tolist(), o.mean.tolist(), o.std.tolist()),
+        *(*o.images.shape[:2], o.first, o.count, _grid(o.windows), not out.is_contiguous()),
+        *(_DTYPES[o.images.dtype], _DTYPES[out.dtype], torch.get_num_threads()),
     )
 
 

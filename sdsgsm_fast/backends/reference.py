@@ -1,7 +1,6 @@
 """Every operation of METHOD.md in plain PyTorch: the definition the kernels are measured against.
 
-A backend is three functions that fill outputs which `ops` has checked and allocated. Settings are
-numbers or tensors (B,) of the compute dtype; all image-like tensors of an update share one layout.
+A backend is three functions that fill outputs, which `ops` has allocated, from checked arguments.
 """
 
 from __future__ import annotations
@@ -11,8 +10,9 @@ import math
 import torch
 from torch import Tensor
 
-from ..numerics import Setting, allocation, column, compute_dtype, normalised
+from ..numerics import allocation, column, compute_dtype, normalised
 from ..windows import Windows
+from .calls import Occlude, Update
 
 TINY = 1e-20  # the least divisor of equation 5
 
@@ -32,67 +32,39 @@ def gradient_norm(grad: Tensor, normalize: str) -> Tensor:
     return norm.clamp(min=TINY).to(grad.dtype)
 
 
-def update(
-    out: Tensor,
-    momentum_out: Tensor | None,
-    adv: Tensor,
-    images: Tensor,
-    grad: Tensor,
-    domain: Tensor | None,
-    momentum: Tensor | None,
-    active: Tensor | None,
-    *,
-    eps: Setting,
-    alpha: Setting,
-    background: Setting,
-    gain: float,
-    decay: float,
-    bounds: tuple[float, float],
-    sign: float,
-    normalize: str,
-) -> None:
-    """Equations 3 and 5 to 7 into `out`, which may be `adv`, and `momentum_out`."""
-    dtype, (lo, hi) = compute_dtype(images), bounds
-    x, g = images.to(dtype), grad.to(dtype)
-    velocity = g / gradient_norm(g, normalize)  # equation 5
-    if momentum is not None:
-        velocity = decay * momentum + velocity  # equation 6
-    direction = velocity.sign() if math.isinf(gain) else (gain * velocity).tanh()
-    weight = allocation(background, domain)  # equation 3
-    budget, step = column(eps) * weight, column(alpha) * weight
-    moved = adv.to(dtype) + sign * step * direction
+def update(out: Tensor, momentum_out: Tensor | None, u: Update) -> None:
+    """Equations 3 and 5 to 7 into `out`, which may be `u.adv`, and `momentum_out`."""
+    dtype, (lo, hi) = compute_dtype(u.images), u.bounds
+    x, g = u.images.to(dtype), u.grad.to(dtype)
+    velocity = g / gradient_norm(g, u.normalize)  # equation 5
+    if u.momentum is not None:
+        velocity = u.decay * u.momentum + velocity  # equation 6
+    direction = velocity.sign() if math.isinf(u.gain) else (u.gain * velocity).tanh()
+    weight = allocation(u.background, u.domain)  # equation 3
+    budget, step = column(u.eps) * weight, column(u.alpha) * weight
+    moved = u.adv.to(dtype) + u.sign * step * direction
     new = moved.maximum((x - budget).clamp(min=lo)).minimum((x + budget).clamp(max=hi))  # eq. 7
 
-    alive = True if active is None else active[:, None, None, None]
-    old = torch.zeros_like(velocity) if momentum is None else momentum
-    out.copy_(_where(alive, new.to(adv.dtype), adv))
+    old = torch.zeros_like(velocity) if u.momentum is None else u.momentum
+    out.copy_(_active(u, new.to(u.adv.dtype), u.adv))
     if momentum_out is not None:
-        momentum_out.copy_(_where(alive, velocity, old))
+        momentum_out.copy_(_active(u, velocity, old))
 
 
-def _where(alive: Tensor | bool, new: Tensor, old: Tensor) -> Tensor:
-    return torch.where(alive, new, old) if isinstance(alive, Tensor) else new
+def _active(u: Update, new: Tensor, old: Tensor) -> Tensor:
+    """New values of the active images, old ones of the others."""
+    return new if u.active is None else torch.where(u.active[:, None, None, None], new, old)
 
 
-def occlude(
-    out: Tensor,
-    images: Tensor,
-    windows: Windows,
-    first: int,
-    count: int,
-    *,
-    fill: Tensor,
-    mean: Tensor,
-    std: Tensor,
-) -> None:
+def occlude(out: Tensor, o: Occlude) -> None:
     """Copies of each image with windows first … first+count−1 zeroed out, one at a time."""
-    kind = compute_dtype(images)
-    value = fill.to(images)[:, None, None]
-    copies = images.repeat_interleave(count, 0)
-    for i in range(count):
-        rows, cols = windows[first + i]
-        copies[i::count, :, rows, cols] = value
-    out.copy_(normalised(copies, mean.to(images.device, kind), std.to(images.device, kind)))
+    kind, device = compute_dtype(o.images), o.images.device
+    value = o.fill.to(o.images)[:, None, None]
+    copies = o.images.repeat_interleave(o.count, 0)
+    for i in range(o.count):
+        rows, cols = o.windows[o.first + i]
+        copies[i :: o.count, :, rows, cols] = value
+    out.copy_(normalised(copies, o.mean.to(device, kind), o.std.to(device, kind)))
 
 
 def window_mean(out: Tensor, scores: Tensor, windows: Windows) -> None:
