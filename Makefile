@@ -2,6 +2,10 @@
 # make test   ruff, mypy and every test
 # Both start from a fresh clone: they make .venv, install the pinned versions and build the kernels.
 
+ifneq ($(words $(MAKEFILE_LIST)),1)
+$(error make cannot work below a path with spaces: clone somewhere else, or use pip install)
+endif
+
 PYTHON ?= python3
 ROOT := $(patsubst %/,%,$(dir $(abspath $(lastword $(MAKEFILE_LIST)))))
 VENV := $(ROOT)/.venv
@@ -21,6 +25,8 @@ lint: $(VENV)/.installed
 	cd $(ROOT) && $(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
 
 $(VENV)/.installed: $(SOURCES) $(ROOT)/constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and \
+		"the pinned versions need Python 3.11 or newer: make PYTHON=python3.11")'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -q -c $(ROOT)/constraints.txt setuptools pybind11
 	$(BIN)/python -m pip install -q -c $(ROOT)/constraints.txt --no-build-isolation \

@@ -46,6 +46,18 @@ def find_nvcc() -> str | None:
     return shutil.which("nvcc") or shutil.which("nvcc", path=str(home / "bin"))
 
 
+def forget_modules(folder: Path) -> None:
+    """Remove the compiled modules of an earlier build: new Python must not drive old kernels."""
+    for module in [*folder.glob("_native_*.so"), *folder.glob("_native_*.pyd")]:
+        module.unlink()
+
+
+def record(folder: Path, **outcome: str) -> None:
+    """Write what became of each module, for ``sdsgsm info``."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / INFO).write_text(json.dumps(outcome, indent=2) + "\n")
+
+
 def cpu_extension() -> Extension:
     """Describe the CPU module.
 
@@ -72,22 +84,23 @@ class BuildKernels(build_ext):
 
     def run(self) -> None:
         """Build, or record why not."""
-        outcome = {"cpu": self.build_cpu(), "cuda": self.build_cuda()}
-        folder = ROOT / PACKAGE if self.inplace else Path(self.build_lib) / PACKAGE
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / INFO).write_text(json.dumps(outcome, indent=2) + "\n")
+        in_tree = self.inplace or self.editable_mode
+        folder = ROOT / PACKAGE if in_tree else Path(self.build_lib) / PACKAGE
+        forget_modules(folder)
+        record(folder, cpu=self.build_cpu(), cuda=self.build_cuda())
 
     def build_cpu(self) -> str:
         """Compile the CPU module; returns "built" or the reason why not."""
-        if MODE == "none":
-            return "not built: SDSGSM_BUILD=none"
         try:
             super().run()
         except Exception as error:  # whatever breaks a compiler, the package works without it
             if MODE == "cpu":
                 raise
-            print(f"warning: CPU kernels not built, continuing in pure Python: {error}")
-            return f"not built: {' '.join(str(error).split())}"
+            reason = " ".join(str(error).split())
+            if "No such file or directory" in reason:
+                reason = f"no C++ compiler: {reason.split(': ')[-1]} was not found"
+            print(f"warning: CPU kernels not built, continuing in pure Python: {reason}")
+            return f"not built: {reason}"
         return "built"
 
     def build_cuda(self) -> str:
@@ -128,13 +141,18 @@ class BuildKernels(build_ext):
 
 
 class BuildPackage(build_py):
-    """Copy the package without the modules and the report of an earlier build in the tree."""
+    """Copy the package afresh: nothing of an earlier build stays."""
 
     def run(self) -> None:
-        """Copy, then drop a stale report."""
-        super().run()
+        """Drop what an earlier build left, copy, and record the case that compiles nothing."""
+        folder = ROOT / PACKAGE if self.editable_mode else Path(self.build_lib) / PACKAGE
         if not self.editable_mode:
-            (Path(self.build_lib) / PACKAGE / INFO).unlink(missing_ok=True)
+            shutil.rmtree(folder, ignore_errors=True)
+        super().run()
+        if MODE == "none":
+            forget_modules(folder)
+            reason = "not built: SDSGSM_BUILD=none"
+            record(folder, cpu=reason, cuda=reason)
 
 
 setup(

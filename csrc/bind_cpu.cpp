@@ -123,6 +123,7 @@ void window_mean_binding(uintptr_t scores, uintptr_t out, int64_t batch,
 }  // namespace
 
 PYBIND11_MODULE(_native_cpu, m) {
+  m.attr("interface") = 1;  // native.py refuses a module of another number
   m.doc() = "CPU kernels of sdsgsm_fast: raw addresses in, nothing out.";
   m.def("update", update_binding);
   m.def("occlude", occlude_binding);

@@ -2,6 +2,8 @@ from collections.abc import Sequence
 
 _Setting = tuple[int, float]
 
+interface: int
+
 def update(
     adv: int,
     adv_out: int,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,11 +17,9 @@ from .progress import Progress
 
 try:
     import typer
-    from rich import box
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
     from rich.progress import Progress as Bars
-    from rich.table import Table
 except ModuleNotFoundError as error:
     sys.exit(f"sdsgsm: the package {error.name!r} is missing: pip install 'sdsgsm-fast[cli]'")
 
@@ -65,6 +64,8 @@ def _check_backend(name: str) -> str:
 
 
 def _check_device(name: str) -> str:
+    if name.split(":")[0] not in ("cpu", "cuda"):
+        raise typer.BadParameter(f"{name!r} is not cpu, cuda or cuda:N")
     try:
         torch.empty(0, device=name)
     except (RuntimeError, AssertionError) as error:
@@ -76,8 +77,10 @@ def _check_folder(path: Path) -> Path:
     """Make the folder before any work, so that minutes of it are not lost."""
     try:
         path.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path):
+            pass
     except OSError as error:
-        raise typer.BadParameter(f"cannot make the folder {path}: {error.strerror}") from error
+        raise typer.BadParameter(f"cannot write to the folder {path}: {error.strerror}") from error
     return path
 
 
@@ -87,13 +90,15 @@ def demo(
         str, typer.Option(help=f"One of: {', '.join(backends.NAMES)}.", callback=_check_backend)
     ] = "auto",
     device: Annotated[
-        str, typer.Option(help="Where to compute: cpu, cuda, cuda:1, …", callback=_check_device)
+        str, typer.Option(help="Where to compute: cpu, cuda or cuda:N.", callback=_check_device)
     ] = "cpu",
     per_class: Annotated[
         int, typer.Option(min=1, max=1000, help="Test crops of each of the ten photographs.")
     ] = 32,
-    eps: Annotated[float, typer.Option(min=0.1, max=255, help="ε, in units of 1/255.")] = 8.0,
-    steps: Annotated[int, typer.Option(min=1, help="Largest number of updates.")] = 20,
+    eps: Annotated[
+        float, typer.Option(min=0.1, max=255, help="ε, in units of 1/255: 8 means 8/255.")
+    ] = 8.0,
+    steps: Annotated[int, typer.Option(min=1, max=10_000, help="Largest number of updates.")] = 20,
     out: Annotated[
         Path,
         typer.Option(help="Folder for table.json, table.md, figure.png.", callback=_check_folder),
@@ -101,7 +106,7 @@ def demo(
 ) -> None:
     """Attack PhotoNet on crops of real photographs: a table, its JSON and a figure."""
     from . import demo as scenes
-    from .report import COLUMNS, markdown, write_json, write_text
+    from .report import markdown, plain, write_json, write_text
 
     scene = scenes.load_scene(per_class, device)
     accuracy = scene.accuracy()
@@ -110,24 +115,20 @@ def demo(
         f"PhotoNet on {len(scene.images)} test crops of ten photographs: "
         f"clean accuracy {accuracy:.1%}; ε = {eps:g}/255, α = ε/8, {steps} steps"
     )
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
-    for column in COLUMNS:
-        table.add_column(column, justify="left" if column == "attack" else "right", no_wrap=True)
     outcomes = []
     with _bars(console) as bar_of:
         for outcome in scenes.run_attacks(
             scene, eps=eps / 255, steps=steps, backend=backend, progress=bar_of
         ):
             outcomes.append(outcome)
-            table.add_row(*outcome[0].cells())
             if not console.is_terminal:
                 console.print(f"{outcome[0].name}: {outcome[0].seconds:.1f} s")
-    console.print(table)
+    rows = [row for row, _ in outcomes]
+    typer.echo("\n" + plain(rows))
     console.print(
         "Means over the crops that the clean model gets right. success: share of them fooled;\n"
         "8-bit: the same after rounding to pixel values; s: seconds of one run on this machine."
     )
-    rows = [row for row, _ in outcomes]
     settings = {"eps": eps / 255, "steps": steps, "images": len(scene.images), "backend": backend}
     content = {
         "settings": {**settings, "device": device},
@@ -161,8 +162,13 @@ def _bars(console: Console) -> Iterator[Callable[[str], Progress]]:
 
 def main() -> None:
     """Run the command line; bad input ends with one line and exit code 2."""
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(errors="replace")  # type: ignore[union-attr]
     try:
         app()
+    except KeyboardInterrupt:
+        sys.stderr.write("sdsgsm: interrupted\n")
+        sys.exit(130)
     except (ValueError, ModuleNotFoundError, OSError) as error:
         sys.stderr.write(f"sdsgsm: {error}\n")
         sys.exit(2)

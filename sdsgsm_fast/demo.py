@@ -109,21 +109,21 @@ def draw_figure(
     eps
         The attack's ε, which sets the stated amplification of the perturbation.
     rows
-        Number of images, each the fooled one with the highest contrast in its class.
+        Number of images, each the one with the highest contrast in its class: of the fooled ones,
+        or of all if none was fooled.
 
     Raises
     ------
     ValueError
-        If the result has no scores, or no image was fooled.
+        If the result has no scores.
     """
     require("matplotlib", extra="cli", purpose="the figure")
     from matplotlib.figure import Figure
 
     if result.scores is None:
         raise ValueError("result: the figure needs the scores of an Occlusion domain")
-    shown = _one_a_class(scene, result.success, rows)
-    if not shown:
-        raise ValueError("result: no image was fooled, there is nothing to draw")
+    some = bool(result.success.any())
+    shown = _one_a_class(scene, result.success if some else ~result.success, rows)
     windows = Occlusion().windows(scene.images)
     heat = ops.window_mean(
         result.scores, windows.height, windows.width, patch=windows.patch, stride=windows.stride
@@ -145,7 +145,7 @@ def draw_figure(
         axes[3].imshow(_picture((0.5 + factor * delta).clamp(0, 1)), interpolation="nearest")
         axes[4].imshow(_picture(result.adv[i]), interpolation="nearest")
         axes[0].set_title(_verdict(before[i]), fontsize=9)
-        axes[1].set_title(f"up to {extent:.2g}", fontsize=9)
+        axes[1].set_title(f"±{extent:.2g}", fontsize=9)
         axes[2].set_title(f"{float(result.domain[i].mean()):.0%} of the pixels", fontsize=9)
         axes[3].set_title(f"ℓ2 {float(delta.norm()):.2f}", fontsize=9)
         axes[4].set_title(_verdict(after[i]), fontsize=9, color="firebrick")
@@ -155,11 +155,11 @@ def draw_figure(
     figure.savefig(path, dpi=120)
 
 
-def _one_a_class(scene: Scene, success: Tensor, rows: int) -> list[int]:
-    """Index of the fooled image with the highest contrast of each of at most `rows` classes."""
+def _one_a_class(scene: Scene, wanted: Tensor, rows: int) -> list[int]:
+    """Index of the image with the highest contrast of each of at most `rows` classes."""
     contrast = scene.images.mean(1).flatten(1).std(1)
-    fooled = [(scene.labels == label) & success for label in range(len(CLASS_NAMES))]
-    best = [int(contrast.where(f, -torch.inf).argmax()) for f in fooled if bool(f.any())]
+    classes = [(scene.labels == label) & wanted for label in range(len(CLASS_NAMES))]
+    best = [int(contrast.where(c, -torch.inf).argmax()) for c in classes if bool(c.any())]
     return best[:rows]
 
 

@@ -43,6 +43,17 @@ class Row:
         return {"attack": self.name, "seconds": self.seconds, **self.metrics.as_dict()}
 
 
+def plain(rows: Sequence[Row]) -> str:
+    """Return the table as aligned text of at most 80 columns; no figure is ever cut."""
+    lines = [COLUMNS, *(row.cells() for row in rows)]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(COLUMNS))]
+    aligned = [
+        "  ".join(cell.rjust(w) if i else cell.ljust(w) for i, (cell, w) in enumerate(pairs))
+        for pairs in (zip(line, widths, strict=True) for line in lines)
+    ]
+    return "\n".join([aligned[0], "─" * len(aligned[0]), *aligned[1:]]) + "\n"
+
+
 def markdown(rows: Sequence[Row]) -> str:
     """Return the table as Markdown."""
     lines = [COLUMNS, ("---", *["---:"] * (len(COLUMNS) - 1)), *(row.cells() for row in rows)]

@@ -46,7 +46,7 @@ class Passes:
     backward: Tensor
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class AttackResult:
     """What an attack did to a batch of B images.
 
@@ -63,7 +63,8 @@ class AttackResult:
     domain : Tensor
         (B, H, W) the domain m.
     scores : Tensor or None
-        (B, rows, cols) occlusion scores S, where the domain came from `Occlusion`.
+        (B, rows, cols) occlusion scores S, where the domain came from `Occlusion`; of the skipped
+        images too.
     passes : Passes
         Forward and backward passes of each image.
     images : Tensor
@@ -84,6 +85,15 @@ class AttackResult:
     images: Tensor
     bounds: tuple[float, float]
     judge: Judge
+
+    def __repr__(self) -> str:
+        """Say in a line what came out."""
+        attacked = int((~self.skipped).sum())
+        return (
+            f"AttackResult({len(self.skipped)} images: {attacked} attacked, "
+            f"{int(self.success.sum())} fooled, {len(self.skipped) - attacked} skipped as "
+            f"misclassified before; adv {tuple(self.adv.shape)} {self.adv.dtype})"
+        )
 
     def metrics(self) -> metrics.Metrics:
         """Success rates, distances and costs; a forward pass judges the images in 8 bits."""

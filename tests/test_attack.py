@@ -506,6 +506,16 @@ def test_metrics_of_a_result(net: nn.Module, images: Tensor, labels: Tensor) -> 
     assert set(m.as_dict()) >= {"psnr_8bit", "ssim_8bit", "linf_8bit", "forwards", "backwards"}
 
 
+def test_a_result_describes_itself_in_a_line(
+    net: nn.Module, images: Tensor, labels: Tensor
+) -> None:
+    text = repr(BIM(net, eps=0.5).run(images, labels))
+    assert text == (
+        "AttackResult(12 images: 10 attacked, 10 fooled, 2 skipped as misclassified before; "
+        "adv (12, 3, 16, 16) torch.float32)"
+    )
+
+
 def test_progress_is_reported(
     net: nn.Module, images: Tensor, labels: Tensor, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -71,7 +72,7 @@ def test_demo_writes_table_and_figure(tmp_path: Path, backend: str) -> None:
         (["demo", "--backend", "cuda"], "is not one of auto, reference, native"),
         (["demo", "--per-class", "0"], "--per-class"),
         (["demo", "--device", "nowhere"], "nowhere"),
-        (["demo", "--out", "/proc/none"], "cannot make the folder"),
+        (["demo", "--out", "/proc/none"], "cannot write to the folder"),
         (["attack"], "No such command"),
     ],
 )
@@ -82,6 +83,27 @@ def test_bad_input_is_one_message_and_exit_2(
     assert message in done.stderr
     assert "Traceback" not in done.stderr
     assert not list(tmp_path.iterdir())
+
+
+def test_a_demo_that_fools_nothing_still_has_its_table_and_figure(tmp_path: Path) -> None:
+    sdsgsm("demo", "--eps", "0.1", "--per-class", "1", "--steps", "1", cwd=tmp_path)
+    written = {path.name for path in (tmp_path / "sdsgsm-demo").iterdir()}
+    assert written == {"table.json", "table.md", "figure.png"}
+
+
+def test_no_figure_of_the_table_is_cut(tmp_path: Path) -> None:
+    """In a narrow terminal and without Unicode."""
+    done = subprocess.run(
+        [sys.executable, "-m", "sdsgsm_fast", "demo", "--per-class", "1", "--steps", "2"],
+        cwd=tmp_path, capture_output=True, text=True,
+        env={**os.environ, "COLUMNS": "60", "PYTHONIOENCODING": "ascii"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    rows = [
+        line for line in done.stdout.splitlines() if line.startswith("SD-SGSM, smoothing only ")
+    ]
+    assert re.fullmatch(r"SD-SGSM, smoothing only( +[\d.]+%?){7}", rows[-1])
+    assert max(map(len, rows)) <= 80
 
 
 def test_files_are_written_whole_or_not_at_all(tmp_path: Path) -> None:

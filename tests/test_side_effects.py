@@ -213,6 +213,7 @@ def test_buffers_that_appear_or_are_written_behind_the_back() -> None:
     assert "new" not in model.state_dict()
 
 
+@pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")
 def test_scripted_and_frozen_modules() -> None:
     images = torch.rand(2, 3, 16, 16)
     traced = torch.jit.trace(convnet(), images)

@@ -17,6 +17,8 @@ from ..numerics import Setting
 from ..windows import Windows
 from .calls import Occlude, Update
 
+INTERFACE = 1  # of the compiled module; raised whenever its functions change
+
 _DTYPES = {torch.float32: 0, torch.float64: 1, torch.float16: 2, torch.bfloat16: 3}
 _NORMALIZE = {"none": 0, "mean_abs": 1, "max_abs": 2, "rms": 3}
 
@@ -38,7 +40,10 @@ def _load() -> tuple[ModuleType | None, str]:
     try:
         if not _openmp_is_loaded():
             return None, "no OpenMP runtime was found"
-        return importlib.import_module("sdsgsm_fast._native_cpu"), ""
+        module = importlib.import_module("sdsgsm_fast._native_cpu")
+        if getattr(module, "interface", 0) != INTERFACE:
+            return None, "the compiled module belongs to another version; install again"
+        return module, ""
     except ModuleNotFoundError:
         return None, build_outcome("cpu")
     except (ImportError, OSError) as error:
@@ -52,7 +57,9 @@ def build_outcome(module: str) -> str:
         outcome = str(json.loads(report.read_text())[module])
     except (OSError, ValueError, KeyError):
         return "not built: this is a pure-Python installation"
-    return "built for another Python or machine" if outcome == "built" else outcome
+    if outcome == "built":
+        return f"missing: {report.parent} holds none for this Python; install again"
+    return outcome
 
 
 def why_missing() -> str:
