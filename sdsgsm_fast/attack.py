@@ -136,7 +136,7 @@ class Attack:
         "float32": the model's own precision. "bfloat16": search under bfloat16 autocast, success
         judged in the model's own precision. "auto" is "float32" in this version.
     backend
-        "auto", "reference" or "native".
+        "auto", "reference", "native" or "triton".
     max_memory
         Bytes of scratch space that occlusion stays within, approximately; None for no limit but
         the device's.

@@ -1,7 +1,8 @@
 """The operators: arguments checked once, then given to a backend.
 
-Backends: "reference" (plain PyTorch, any device), "native" (csrc, CPU), and "auto", which takes
-native where it was built and takes the tensor, else the reference.
+Backends: "reference" (plain PyTorch), "native" (csrc, CPU), "triton" (CUDA, or CPU under Triton's
+interpreter; no float64), and "auto": the kernels of the tensor's device where they are there and
+take it, else the reference.
 """
 
 from __future__ import annotations
@@ -66,7 +67,7 @@ def update(
     normalize
         N of equation 5: "mean_abs", "max_abs", "rms" or "none".
     backend
-        "auto", "reference" or "native".
+        "auto", "reference", "native" or "triton".
 
     Returns
     -------
@@ -272,7 +273,7 @@ def occlude(
     channels_last
         Lay the result out as channels_last.
     backend
-        "auto", "reference" or "native".
+        "auto", "reference", "native" or "triton".
 
     Returns
     -------
@@ -330,7 +331,7 @@ def window_mean(
     patch, stride
         Size and distance of the windows, an int or (rows, columns); `stride` defaults to `patch`.
     backend
-        "auto", "reference" or "native".
+        "auto", "reference", "native" or "triton".
 
     Returns
     -------

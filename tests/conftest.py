@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 import torch
 
-BACKENDS = ("reference", "native")
+# Triton decides when it is imported whether its interpreter runs the kernels on the CPU.
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"
+
+BACKENDS = ("reference", "native", "triton")
 
 
 @pytest.fixture(autouse=True)

@@ -69,7 +69,7 @@ def test_demo_writes_table_and_figure(tmp_path: Path, backend: str) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["demo", "--backend", "cuda"], "is not one of auto, reference, native"),
+        (["demo", "--backend", "cuda"], "is not one of auto, reference, native, triton"),
         (["demo", "--per-class", "0"], "--per-class"),
         (["demo", "--device", "nowhere"], "nowhere"),
         (["demo", "--out", "/proc/none"], "cannot write to the folder"),

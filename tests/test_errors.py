@@ -113,7 +113,7 @@ SETTINGS: list[tuple[dict[str, Any], str]] = [
     ({"restarts": 2}, "restarts: a second attempt needs random_start=True to differ"),
     ({"bounds": (1, 0)}, "bounds: expected finite (lo, hi) with lo < hi, found (1, 0)"),
     ({"precision": "int8"}, "precision: expected one of auto, float32, bfloat16, found 'int8'"),
-    ({"backend": "cuda"}, "backend: expected one of auto, reference, native, found 'cuda'"),
+    ({"backend": "cuda"}, "backend: expected one of auto, reference, native, triton, found 'cuda'"),
     ({"max_memory": 0}, "max_memory: expected an integer of at least 1, found 0"),
     ({"seed": -1}, "seed: expected an integer of at least 0, found -1"),
     ({"seed": 2**64}, "seed: expected an integer below 2**64, found 18446744073709551616"),

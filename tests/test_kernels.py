@@ -283,9 +283,17 @@ def test_empty_batches(backend: str) -> None:
 
 def test_backends_are_chosen_and_named() -> None:
     x = torch.rand(1, 3, 8, 8)
-    with pytest.raises(ValueError, match="backend: expected one of auto, reference, native"):
+    with pytest.raises(
+        ValueError, match="backend: expected one of auto, reference, native, triton"
+    ):
         ops.occlude(x, 0, 1, patch=4, backend="cuda")
-    with pytest.raises(ValueError, match=r"'native' takes tensors on the CPU, found meta"):
+    with pytest.raises(
+        ValueError, match=r"'native' does not take torch\.float32 on meta; pass 'auto'"
+    ):
         ops.occlude(x.to("meta"), 0, 1, patch=4, backend="native")
+    with pytest.raises(
+        ValueError, match=r"'triton' does not take torch\.float64 on cpu; pass 'auto'"
+    ):
+        ops.occlude(x.double(), 0, 1, patch=4, backend="triton")
     with pytest.raises(ValueError, match="isa: mmx is not available"):
         _native_cpu.use_isa("mmx")

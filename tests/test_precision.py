@@ -82,6 +82,8 @@ def test_bfloat16_scores_are_differences_within_bfloat16() -> None:
 def test_a_window_that_holds_the_fill_scores_0(
     dtype: torch.dtype, normalisation: dict[str, object], backend: str
 ) -> None:
+    if dtype == torch.float64 and backend == "triton":
+        backend = "auto"  # Triton has no float64
     images = torch.rand(3, 3, 16, 16).to(dtype)
     images[:, :, 4:8, 8:12] = 0.25
     scores = occlusion_scores(

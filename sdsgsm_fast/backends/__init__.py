@@ -7,13 +7,18 @@ from types import ModuleType
 from torch import Tensor
 
 from .. import checks
-from . import native, reference
+from . import native, reference, triton
 
-NAMES = ("auto", "reference", "native")
+NAMES = ("auto", "reference", "native", "triton")
+
+_KERNELS = {"native": native, "triton": triton}
 
 
 def choose(backend: str, tensor: Tensor) -> ModuleType:
-    """Return the backend module for `tensor`; "auto" takes native where it can.
+    """Return the backend module for `tensor`.
+
+    "auto" takes the kernels of the tensor's device where they are there and take it: native on the
+    CPU, Triton on CUDA; else the reference.
 
     Raises
     ------
@@ -26,12 +31,16 @@ def choose(backend: str, tensor: Tensor) -> ModuleType:
     if backend == "reference":
         return reference
     if backend == "auto":
-        return native if native.supports(tensor) else reference
-    if reason := native.why_missing():
-        raise RuntimeError(f"backend: 'native' is missing: {reason}")
-    if not native.supports(tensor):
-        raise ValueError(f"backend: 'native' takes tensors on the CPU, found {tensor.device}")
-    return native
+        # On CUDA Triton stays the choice until both have been measured against each other.
+        preferred = triton if tensor.is_cuda else native
+        return preferred if preferred.supports(tensor) else reference
+    kernels = _KERNELS[backend]
+    if reason := kernels.why_missing():
+        raise RuntimeError(f"backend: {backend!r} is missing: {reason}")
+    if not kernels.supports(tensor):
+        found = f"{tensor.dtype} on {tensor.device}"
+        raise ValueError(f"backend: {backend!r} does not take {found}; pass 'auto'")
+    return kernels
 
 
 def report() -> dict[str, str]:
@@ -41,4 +50,5 @@ def report() -> dict[str, str]:
         "reference": "available",
         "native (CPU)": missing or f"available, using {native.isa()}",
         "native (CUDA)": native.build_outcome("cuda"),
+        "triton": triton.why_missing() or "available",
     }

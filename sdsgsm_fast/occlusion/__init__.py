@@ -117,7 +117,7 @@ def occlusion_scores(
         "float32": the model's own precision; "bfloat16": under autocast, approximate; "auto" is
         "float32" in this version.
     backend
-        "auto", "reference" or "native": who zeroes out the windows.
+        "auto", "reference", "native" or "triton": who zeroes out the windows.
     max_memory
         Bytes of scratch space to stay within, approximately; None for no limit but the device's.
     progress
