@@ -1,6 +1,7 @@
 # make demo   attack the embedded classifier: table, JSON and figure in ./sdsgsm-demo
 # make test   ruff, mypy and every test
-# Both start from a fresh clone: they make .venv, install the pinned versions and build the kernels.
+# make bench  the microbenchmark of the update on this machine, ten minutes or so
+# All start from a fresh clone: they make .venv, install the pinned versions and build the kernels.
 
 ifneq ($(words $(MAKEFILE_LIST)),1)
 $(error make cannot work below a path with spaces: clone somewhere else, or use pip install)
@@ -12,14 +13,18 @@ VENV := $(ROOT)/.venv
 BIN := $(VENV)/bin
 SOURCES := $(shell find $(ROOT)/csrc -type f) $(ROOT)/setup.py $(ROOT)/pyproject.toml
 DEMO_ARGS ?=
+BENCH_ARGS ?=
 
-.PHONY: demo test lint clean
+.PHONY: demo test bench lint clean
 
 demo: $(VENV)/.installed
 	$(BIN)/sdsgsm demo $(DEMO_ARGS)
 
 test: lint
 	$(BIN)/python -m pytest $(ROOT)/tests -c $(ROOT)/pyproject.toml
+
+bench: $(VENV)/.installed
+	$(BIN)/python $(ROOT)/bench/update.py $(BENCH_ARGS)
 
 lint: $(VENV)/.installed
 	cd $(ROOT) && $(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy

@@ -1,5 +1,17 @@
 // The update of a batch: a reduction over each image's gradient, then one pass over its elements.
 
+// Sum of |g| of a block: in its own type, and again in double where that overflows.
+template <class C>
+double sum_abs(const C* g, int64_t n) {
+  C sum = 0;
+#pragma omp simd reduction(+ : sum)
+  for (int64_t i = 0; i < n; ++i) sum += g[i] < 0 ? -g[i] : g[i];
+  if (!__builtin_isinf(sum)) return double(sum);
+  double exact = 0;
+  for (int64_t i = 0; i < n; ++i) exact += double(g[i] < 0 ? -g[i] : g[i]);
+  return exact;
+}
+
 // N of equation 5 for one image. Blocks are summed in order and in double: the result depends on
 // the image alone, and neither sums overflow nor squares of tiny gradients underflow.
 template <class C>
@@ -12,10 +24,7 @@ double norm_of(const UpdateCall& call, int64_t b) {
     const int64_t size = smaller(kBlock, n - start);
     const C* g = loaded(call.grad, call.grad_type, b * n + start, size, buffer);
     if (call.normalize == Normalize::mean_abs) {
-      double sum = 0;
-#pragma omp simd reduction(+ : sum)
-      for (int64_t i = 0; i < size; ++i) sum += double(g[i] < 0 ? -g[i] : g[i]);
-      total += sum;
+      total += sum_abs(g, size);
     } else if (call.normalize == Normalize::max_abs) {
       C most = 0;
 #pragma omp simd reduction(max : most)
@@ -71,11 +80,20 @@ void step_image(const UpdateCall& call, int64_t b, const UpdateSettings<C>& s) {
     C* out = target(call.adv_out, call.image_type, at, o);
     if (momentum) {
       for (int64_t i = 0; i < size; ++i) v[i] = velocity(g[i], momentum[at + i], s);
-    } else {
+      g = v;
+    } else if (momentum_out) {
       for (int64_t i = 0; i < size; ++i) v[i] = velocity(g[i], C(0), s);
+      g = v;
     }
     if (momentum_out) memcpy(momentum_out + at, v, size_t(size) * sizeof(C));
-    for (int64_t i = 0; i < size; ++i) out[i] = stepped<Sign>(a[i], x[i], m[i], v[i], s);
+    if (g == v) {
+#pragma omp simd
+      for (int64_t i = 0; i < size; ++i) out[i] = stepped<Sign>(a[i], x[i], m[i], v[i], s);
+    } else {
+#pragma omp simd
+      for (int64_t i = 0; i < size; ++i)
+        out[i] = stepped<Sign>(a[i], x[i], m[i], velocity(g[i], C(0), s), s);
+    }
     if (out == o) stored(out, call.adv_out, call.image_type, at, size);
   }
 }
@@ -107,7 +125,7 @@ void update_batch(const UpdateCall& call) {
     }
     const UpdateSettings<C> s{call.eps.at<C>(b), call.alpha.at<C>(b),
                               call.background.at<C>(b),
-                              C(larger(norm_of<C>(call, b), 1e-20)), C(call.decay),
+                              C(1.0 / larger(norm_of<C>(call, b), 1e-20)), C(call.decay),
                               C(call.gain), C(call.lo), C(call.hi), C(call.sign)};
     if (__builtin_isinf(call.gain))
       step_image<true>(call, b, s);
