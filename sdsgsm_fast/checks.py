@@ -28,7 +28,9 @@ def is_size(value: float) -> bool:
 
 def number(name: str, value: float, expected: str, valid: Callable[[float], bool]) -> None:
     """Require a real number for which `valid` holds."""
-    if isinstance(value, bool) or not isinstance(value, Real) or not valid(value):
+    # The exact types first: asking the abstract class costs ten times as much.
+    real = type(value) in (float, int) or (isinstance(value, Real) and not isinstance(value, bool))
+    if not real or not valid(value):
         raise ValueError(f"{name}: expected {expected}, found {value!r}")
 
 
