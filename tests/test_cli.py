@@ -16,8 +16,9 @@ from sdsgsm_fast.report import write_json, write_text
 
 def sdsgsm(*arguments: str, cwd: Path, code: int = 0) -> subprocess.CompletedProcess[str]:
     done = subprocess.run(
-        [sys.executable, "-m", "sdsgsm_fast", *arguments], cwd=cwd, capture_output=True, text=True
-    )
+        [sys.executable, "-m", "sdsgsm_fast", *arguments],
+        cwd=cwd, capture_output=True, text=True, env={**os.environ, "COLUMNS": "200"},
+    )  # fmt: skip
     assert done.returncode == code, done.stdout + done.stderr
     return done
 
