@@ -1,6 +1,6 @@
 # make demo   attack the embedded classifier: table, JSON and figure in ./sdsgsm-demo
 # make test   ruff, mypy and every test
-# make bench  the microbenchmark of the update on this machine, ten minutes or so
+# make bench  the microbenchmark of the update on this machine, two minutes
 # All start from a fresh clone: they make .venv, install the pinned versions and build the kernels.
 
 ifneq ($(words $(MAKEFILE_LIST)),1)

@@ -12,7 +12,7 @@ double sum_abs(const C* g, int64_t n) {
   return exact;
 }
 
-// N of equation 5 for one image. Blocks are summed in order and in double: the result depends on
+// N of equation 5 for one image. The blocks' sums are added in order and in double: the result depends on
 // the image alone, and neither sums overflow nor squares of tiny gradients underflow.
 template <class C>
 double norm_of(const UpdateCall& call, int64_t b) {
@@ -78,15 +78,10 @@ void step_image(const UpdateCall& call, int64_t b, const UpdateSettings<C>& s) {
     const C* g = loaded(call.grad, call.grad_type, at, size, g_buffer);
     const C* m = domain_of(call, b, start, size, m_buffer);
     C* out = target(call.adv_out, call.image_type, at, o);
-    if (momentum) {
-      for (int64_t i = 0; i < size; ++i) v[i] = velocity(g[i], momentum[at + i], s);
-      g = v;
-    } else if (momentum_out) {
-      for (int64_t i = 0; i < size; ++i) v[i] = velocity(g[i], C(0), s);
-      g = v;
-    }
-    if (momentum_out) memcpy(momentum_out + at, v, size_t(size) * sizeof(C));
-    if (g == v) {
+    if (momentum || momentum_out) {
+      for (int64_t i = 0; i < size; ++i)
+        v[i] = velocity(g[i], momentum ? momentum[at + i] : C(0), s);
+      if (momentum_out) memcpy(momentum_out + at, v, size_t(size) * sizeof(C));
 #pragma omp simd
       for (int64_t i = 0; i < size; ++i) out[i] = stepped<Sign>(a[i], x[i], m[i], v[i], s);
     } else {
