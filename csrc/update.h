@@ -8,10 +8,11 @@ namespace sdsgsm {
 
 enum class Normalize : int { none = 0, mean_abs = 1, max_abs = 2, rms = 3 };
 
-// The settings of one image. `inverse_norm` is 1 / max(N, 1e-20); `gain` is infinite for sign.
+// The settings of one image. `alpha` bears the sign of the step, + to ascend the loss; `inverse_norm`
+// is 1 / max(N, 1e-20); `gain` is infinite for sign.
 template <class T>
 struct UpdateSettings {
-  T eps, alpha, background, inverse_norm, decay, gain, lo, hi, sign;
+  T eps, alpha, background, inverse_norm, decay, gain, lo, hi;
 };
 
 template <class T>
@@ -82,12 +83,18 @@ SDSGSM_HD T velocity(T grad, T momentum, const UpdateSettings<T>& s) {
   return s.decay * momentum + grad * s.inverse_norm;
 }
 
-// Equation 7. `Sign` is the limit κ = ∞, known per call so that loops carry no branch.
+// The direction of equation 7. `Sign` is the limit κ = ∞, known per call so that loops carry no
+// branch.
 template <bool Sign, class T>
-SDSGSM_HD T stepped(T adv, T image, T m, T v, const UpdateSettings<T>& s) {
+SDSGSM_HD T direction(T v, const UpdateSettings<T>& s) {
+  return Sign ? sign_of(v) : smooth(s.gain * v);
+}
+
+// Equation 7.
+template <class T>
+SDSGSM_HD T stepped(T adv, T image, T m, T direction, const UpdateSettings<T>& s) {
   const T weight = allocation(s.background, m);
-  const T direction = Sign ? sign_of(v) : smooth(s.gain * v);
-  const T moved = adv + s.sign * (s.alpha * weight) * direction;
+  const T moved = adv + s.alpha * weight * direction;
   const T lowest = larger(s.lo, image - s.eps * weight);
   const T highest = smaller(s.hi, image + s.eps * weight);
   return smaller(larger(moved, lowest), highest);

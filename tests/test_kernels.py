@@ -185,6 +185,34 @@ def test_update_is_deterministic_and_knows_no_neighbours(isa: str, backend: str)
         assert torch.equal(alone[0], together[b])
 
 
+@pytest.mark.parametrize("normalize", ops.NORMALIZE)
+def test_threads_share_an_image_without_changing_it(normalize: str, isa: str) -> None:
+    """Fewer images than threads: chunks of one image go to different threads."""
+    t = given((1, 3, 211, 223), torch.float32, torch.float32)
+    expected, _ = run(t, "reference", normalize=normalize)
+    threads = torch.get_num_threads()
+    results = []
+    try:
+        for n in (1, 2, 3, 7):
+            torch.set_num_threads(n)
+            results.append(run(t, "native", normalize=normalize)[0])
+    finally:
+        torch.set_num_threads(threads)
+    assert all(torch.equal(results[0], other) for other in results[1:])
+    assert torch.allclose(results[0], expected, atol=2e-6, rtol=0)
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3, 4, 600])
+def test_domain_of_channels_last_images(channels: int, isa: str) -> None:
+    """Blocks begin inside a pixel when the channels do not divide their size."""
+    t = given((2, channels, 29, 31), torch.float32, torch.float32)
+    expected, _ = run(t, "reference")
+    last = {k: v.contiguous(memory_format=torch.channels_last) if v.ndim == 4 else v
+            for k, v in t.items()}  # fmt: skip
+    found, _ = run(last, "native")
+    assert torch.allclose(found, expected, atol=2e-6, rtol=0)
+
+
 def test_defaults_of_update(backend: str) -> None:
     """No domain means m ≡ 1, no active mask means all, no momentum at decay 0 stays none."""
     t = given((2, 3, 6, 5), torch.float32, torch.float32)

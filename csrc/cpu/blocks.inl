@@ -3,8 +3,32 @@
 
 constexpr int64_t kBlock = 512;
 
+// Threads for a loop over `units`: none is started for less than `kGrain` elements.
+constexpr int64_t kGrain = 16384;
+int workers(int threads, int64_t units, int64_t elements) {
+  const int64_t useful = elements / kGrain + 1, most = units < useful ? units : useful;
+  return int(threads < most ? threads : most < 1 ? 1 : most);
+}
+
+// body(0) … body(n - 1) by a team of threads. A team of one stays out of the OpenMP runtime.
+template <class Body>
+void parallel_for(int team, int64_t n, const Body& body) {
+  if (team <= 1) {
+    for (int64_t i = 0; i < n; ++i) body(i);
+    return;
+  }
+#pragma omp parallel for schedule(static) num_threads(team)
+  for (int64_t i = 0; i < n; ++i) body(i);
+}
+
 template <class C>
 constexpr DType kTypeOf = sizeof(C) == 8 ? DType::float64 : DType::float32;
+
+// Ask for elements start … start + n - 1 before they are needed; they may lie past the end.
+void fetch(const void* array, DType type, int64_t start, int64_t n) {
+  const char* at = static_cast<const char*>(array) + start * size_of(type);
+  for (int64_t i = 0; i < n * size_of(type); i += 64) __builtin_prefetch(at + i);
+}
 
 template <class C, class T>
 void convert(const T* from, int64_t n, C* to) {

@@ -1,12 +1,14 @@
 // The kernels compiled for AVX2 and FMA (x86-64-v3).
-#include "kernels.h"
+#include "isa.h"
 #ifdef SDSGSM_MULTI_ISA
 #pragma GCC target("avx2,fma,f16c,bmi,bmi2,lzcnt,movbe")
+#include "kernels.h"
 
 namespace sdsgsm::cpu {
 namespace {
 #include "blocks.inl"
 #include "occlude.inl"
+#include "step_block.inl"
 #include "update.inl"
 #include "window_mean.inl"
 }  // namespace

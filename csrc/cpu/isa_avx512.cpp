@@ -1,12 +1,15 @@
 // The kernels compiled for AVX-512 (x86-64-v4), with 512-bit vectors.
-#include "kernels.h"
+#include "isa.h"
 #ifdef SDSGSM_MULTI_ISA
 #pragma GCC target("avx512f,avx512bw,avx512cd,avx512dq,avx512vl,avx2,fma,f16c,bmi,bmi2,lzcnt,movbe,prefer-vector-width=512")
+#include "kernels.h"
 
 namespace sdsgsm::cpu {
 namespace {
 #include "blocks.inl"
 #include "occlude.inl"
+#include "step_block.inl"
+#include "lanes_avx512.inl"
 #include "update.inl"
 #include "window_mean.inl"
 }  // namespace

@@ -2,6 +2,7 @@
 #pragma once
 #include "../occlude.h"
 #include "../update.h"
+#include "isa.h"
 
 namespace sdsgsm::cpu {
 
@@ -9,18 +10,7 @@ namespace sdsgsm::cpu {
 struct PerImage {
   const void* values;
   double value;
-  template <class C>
-  C at(int64_t b) const {
-    return values ? static_cast<const C*>(values)[b] : C(value);
-  }
 };
-
-// Threads for a loop over `units`: none is started for less than `kGrain` elements.
-constexpr int64_t kGrain = 16384;
-inline int workers(int threads, int64_t units, int64_t elements) {
-  const int64_t useful = elements / kGrain + 1, most = units < useful ? units : useful;
-  return int(threads < most ? threads : most < 1 ? 1 : most);
-}
 
 // All image-like arrays are dense, in one common order: (B, C, HW), or (B, HW, C) if channels_last.
 struct UpdateCall {
@@ -69,8 +59,7 @@ struct Kernels {
 };
 
 extern const Kernels baseline;
-#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
-#define SDSGSM_MULTI_ISA 1
+#ifdef SDSGSM_MULTI_ISA
 extern const Kernels avx2;
 extern const Kernels avx512;
 #endif

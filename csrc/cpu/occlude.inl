@@ -54,8 +54,7 @@ void occlude_batch(const OccludeCall& call) {
   const int64_t copies = call.batch * call.count;
   const int64_t size = call.channels * call.grid.height * call.grid.width;
   const int team = workers(call.threads, copies, copies * size);
-#pragma omp parallel for schedule(static) num_threads(team) if (team > 1)
-  for (int64_t copy = 0; copy < copies; ++copy) occlude_image<C>(call, copy);
+  parallel_for(team, copies, [&](int64_t copy) { occlude_image<C>(call, copy); });
 }
 
 void occlude(const OccludeCall& call) {

@@ -1,5 +1,8 @@
 // The update of a batch: a reduction over each image's gradient, then one pass over its elements.
 
+// Images of at most so many elements have the next one's gradient fetched meanwhile.
+constexpr int64_t kAhead = 65536;
+
 // Sum of |g| of a block: in its own type, and again in double where that overflows.
 template <class C>
 double sum_abs(const C* g, int64_t n) {
@@ -12,17 +15,32 @@ double sum_abs(const C* g, int64_t n) {
   return exact;
 }
 
-// N of equation 5 for one image. The blocks' sums are added in order and in double: the result depends on
-// the image alone, and neither sums overflow nor squares of tiny gradients underflow.
-template <class C>
-double norm_of(const UpdateCall& call, int64_t b) {
+// An image is cut into chunks. Threads share them where there are fewer images than threads; their
+// sums are added in order and in double, so that the result depends on the image alone.
+constexpr int64_t kMaxChunks = 512;
+
+struct Chunks {
+  int64_t values, size, count;  // of the image, of a chunk; the last one may be shorter
+  int64_t at(int64_t k) const { return k * size; }
+  int64_t length(int64_t k) const { return smaller(size, values - at(k)); }
+};
+
+Chunks chunks_of(const UpdateCall& call) {
   const int64_t n = call.channels * call.pixels;
-  if (call.normalize == Normalize::none || n == 0) return 1.0;
+  const int64_t least = (n + kMaxChunks - 1) / kMaxChunks, blocks = (least + kBlock - 1) / kBlock;
+  const int64_t size = larger(kGrain, blocks * kBlock);
+  return {n, size, (n + size - 1) / size};
+}
+
+// Sum of |g|, of g², or the largest |g| of elements start … start + n - 1 of the gradient.
+template <class C>
+double reduced(const UpdateCall& call, int64_t start, int64_t n) {
   C buffer[kBlock];
   double total = 0.0;
-  for (int64_t start = 0; start < n; start += kBlock) {
-    const int64_t size = smaller(kBlock, n - start);
-    const C* g = loaded(call.grad, call.grad_type, b * n + start, size, buffer);
+  for (const int64_t end = start + n; start < end; start += kBlock) {
+    const int64_t size = smaller(kBlock, end - start);
+    const C* g = loaded(call.grad, call.grad_type, start, size, buffer);
+    fetch(call.grad, call.grad_type, start + 4 * kBlock, size);
     if (call.normalize == Normalize::mean_abs) {
       total += sum_abs(g, size);
     } else if (call.normalize == Normalize::max_abs) {
@@ -37,9 +55,40 @@ double norm_of(const UpdateCall& call, int64_t b) {
       total += sum;
     }
   }
-  if (call.normalize == Normalize::max_abs) return total;
-  const double mean = total / double(n);
+  return total;
+}
+
+// N of equation 5 for one image.
+template <class C>
+double norm_of(const UpdateCall& call, int64_t b, int team) {
+  const Chunks chunks = chunks_of(call);
+  if (call.normalize == Normalize::none || chunks.values == 0) return 1.0;
+  double part[kMaxChunks], total = 0.0;
+  parallel_for(team, chunks.count, [&](int64_t k) {
+    part[k] = reduced<C>(call, b * chunks.values + chunks.at(k), chunks.length(k));
+  });
+  const bool most = call.normalize == Normalize::max_abs;
+  for (int64_t k = 0; k < chunks.count; ++k) total = most ? larger(total, part[k]) : total + part[k];
+  if (most) return total;
+  const double mean = total / double(chunks.values);
   return call.normalize == Normalize::mean_abs ? mean : __builtin_sqrt(mean);
+}
+
+// Elements start … start + n - 1 of `values`, each repeated `channels` times. Three channels have a
+// loop of their own: it vectorises.
+template <class C>
+void repeat(const C* values, int64_t channels, int64_t start, int64_t n, C* to) {
+  const C *const end = to + n, *value = values + start / channels;
+  for (int64_t c = start % channels; c % channels && to < end; ++c) *to++ = *value;
+  if (start % channels) ++value;
+  const int64_t whole = (end - to) / channels;
+  if (channels == 3) {
+    for (int64_t p = 0; p < whole; ++p) to[3 * p] = to[3 * p + 1] = to[3 * p + 2] = value[p];
+  } else {
+    for (int64_t p = 0; p < whole; ++p)
+      for (int64_t c = 0; c < channels; ++c) to[p * channels + c] = value[p];
+  }
+  for (to += whole * channels; to < end; ++to) *to = value[whole];
 }
 
 // The domain of elements start … start + n - 1 of an image, in the order of its elements.
@@ -49,11 +98,7 @@ const C* domain_of(const UpdateCall& call, int64_t b, int64_t start, int64_t n, 
   if (!call.domain) {
     for (int64_t i = 0; i < n; ++i) buffer[i] = C(1);
   } else if (call.channels_last) {
-    int64_t pixel = start / call.channels, channel = start % call.channels;
-    for (int64_t i = 0; i < n; ++i) {
-      buffer[i] = domain[pixel];
-      if (++channel == call.channels) channel = 0, ++pixel;
-    }
+    repeat(domain, call.channels, start, n, buffer);
   } else {
     int64_t pixel = start % call.pixels;
     if (pixel + n <= call.pixels) return domain + pixel;
@@ -65,31 +110,52 @@ const C* domain_of(const UpdateCall& call, int64_t b, int64_t start, int64_t n, 
   return buffer;
 }
 
-template <bool Sign, class C>
-void step_image(const UpdateCall& call, int64_t b, const UpdateSettings<C>& s) {
-  const int64_t n = call.channels * call.pixels, offset = b * n;
+template <bool Sign, class C, class G>
+void step_block(const Block<C, G>& k, const UpdateSettings<C>& s) {
+  C v[kBlock];
+  if (k.momentum)
+    for (int64_t i = 0; i < k.size; ++i) v[i] = velocity(C(load(k.grad + i)), k.momentum[i], s);
+  else
+    for (int64_t i = 0; i < k.size; ++i) v[i] = velocity(C(load(k.grad + i)), C(0), s);
+  if (k.momentum_out) memcpy(k.momentum_out, v, size_t(k.size) * sizeof(C));
+#pragma omp simd
+  for (int64_t i = 0; i < k.size; ++i)
+    k.out[i] = stepped(k.adv[i], k.images[i], k.domain[i], direction<Sign>(v[i], s), s);
+}
+
+// Elements start … start + n - 1 of image b.
+template <bool Sign, class C, class G>
+void step(const UpdateCall& call, int64_t b, int64_t start, int64_t n, const UpdateSettings<C>& s) {
+  const int64_t values = call.channels * call.pixels, end = start + n;
   const C* momentum = static_cast<const C*>(call.momentum);
   C* momentum_out = static_cast<C*>(call.momentum_out);
-  C a_buffer[kBlock], x_buffer[kBlock], g_buffer[kBlock], m_buffer[kBlock], v[kBlock], o[kBlock];
-  for (int64_t start = 0; start < n; start += kBlock) {
-    const int64_t size = smaller(kBlock, n - start), at = offset + start;
-    const C* a = loaded(call.adv, call.image_type, at, size, a_buffer);
-    const C* x = loaded(call.images, call.image_type, at, size, x_buffer);
-    const C* g = loaded(call.grad, call.grad_type, at, size, g_buffer);
-    const C* m = domain_of(call, b, start, size, m_buffer);
-    C* out = target(call.adv_out, call.image_type, at, o);
-    if (momentum || momentum_out) {
-      for (int64_t i = 0; i < size; ++i)
-        v[i] = velocity(g[i], momentum ? momentum[at + i] : C(0), s);
-      if (momentum_out) memcpy(momentum_out + at, v, size_t(size) * sizeof(C));
-#pragma omp simd
-      for (int64_t i = 0; i < size; ++i) out[i] = stepped<Sign>(a[i], x[i], m[i], v[i], s);
-    } else {
-#pragma omp simd
-      for (int64_t i = 0; i < size; ++i)
-        out[i] = stepped<Sign>(a[i], x[i], m[i], velocity(g[i], C(0), s), s);
-    }
-    if (out == o) stored(out, call.adv_out, call.image_type, at, size);
+  const G* grad = static_cast<const G*>(call.grad);
+  const G* next_grad = values <= kAhead && b + 1 < call.batch ? grad + values : nullptr;
+  C a_buffer[kBlock], x_buffer[kBlock], m_buffer[kBlock], o[kBlock];
+  for (; start < end; start += kBlock) {
+    const int64_t size = smaller(kBlock, end - start);
+    const int64_t at = b * values + start;
+    const Block<C, G> block{loaded(call.adv, call.image_type, at, size, a_buffer),
+                            loaded(call.images, call.image_type, at, size, x_buffer),
+                            domain_of(call, b, start, size, m_buffer),
+                            grad + at,
+                            momentum ? momentum + at : nullptr,
+                            momentum_out ? momentum_out + at : nullptr,
+                            target(call.adv_out, call.image_type, at, o),
+                            size,
+                            next_grad ? next_grad + at : nullptr};
+    step_block<Sign>(block, s);
+    if (block.out == o) stored(o, call.adv_out, call.image_type, at, size);
+  }
+}
+
+template <bool Sign, class C>
+auto step_for(DType grad) {
+  switch (grad) {
+    case DType::float64: return step<Sign, C, double>;
+    case DType::float16: return step<Sign, C, Half>;
+    case DType::bfloat16: return step<Sign, C, BFloat16>;
+    default: return step<Sign, C, float>;
   }
 }
 
@@ -110,23 +176,35 @@ void keep_image(const UpdateCall& call, int64_t b) {
 }
 
 template <class C>
+C value_for(const PerImage& setting, int64_t b) {
+  return setting.values ? static_cast<const C*>(setting.values)[b] : C(setting.value);
+}
+
+template <class C>
+void update_image(const UpdateCall& call, int64_t b, int team) {
+  if (call.active && !call.active[b]) return keep_image<C>(call, b);
+  const Chunks chunks = chunks_of(call);
+  const C inverse_norm = C(1.0 / larger(norm_of<C>(call, b, team), 1e-20));
+  const UpdateSettings<C> s{value_for<C>(call.eps, b),
+                            value_for<C>(call.alpha, b) * C(call.sign),
+                            value_for<C>(call.background, b),
+                            inverse_norm, C(call.decay), C(call.gain), C(call.lo), C(call.hi)};
+  const auto step = __builtin_isinf(call.gain) ? step_for<true, C>(call.grad_type)
+                                               : step_for<false, C>(call.grad_type);
+  parallel_for(team, chunks.count,
+               [&](int64_t k) { step(call, b, chunks.at(k), chunks.length(k), s); });
+}
+
+template <class C>
 void update_batch(const UpdateCall& call) {
-  const int team = workers(call.threads, call.batch, call.batch * call.channels * call.pixels);
-#pragma omp parallel for schedule(static) num_threads(team) if (team > 1)
-  for (int64_t b = 0; b < call.batch; ++b) {
-    if (call.active && !call.active[b]) {
-      keep_image<C>(call, b);
-      continue;
-    }
-    const UpdateSettings<C> s{call.eps.at<C>(b), call.alpha.at<C>(b),
-                              call.background.at<C>(b),
-                              C(1.0 / larger(norm_of<C>(call, b), 1e-20)), C(call.decay),
-                              C(call.gain), C(call.lo), C(call.hi), C(call.sign)};
-    if (__builtin_isinf(call.gain))
-      step_image<true>(call, b, s);
-    else
-      step_image<false>(call, b, s);
+  const Chunks chunks = chunks_of(call);
+  const int over_images = workers(call.threads, call.batch, call.batch * chunks.values);
+  const int within = workers(call.threads, chunks.count, chunks.values);
+  if (within > over_images) {
+    for (int64_t b = 0; b < call.batch; ++b) update_image<C>(call, b, within);
+    return;
   }
+  parallel_for(over_images, call.batch, [&](int64_t b) { update_image<C>(call, b, 1); });
 }
 
 void update(const UpdateCall& call) {

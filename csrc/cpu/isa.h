@@ -1,0 +1,13 @@
+// Whether this compiler builds a file for another instruction set by a pragma. The standard headers
+// come here, ahead of that pragma: no function of theirs may be compiled for a machine at hand only.
+#pragma once
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+
+#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
+#define SDSGSM_MULTI_ISA 1
+// GCC 12 takes the undefined operands inside its own AVX-512 header for mistakes.
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#include <immintrin.h>
+#endif
