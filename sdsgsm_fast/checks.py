@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 FLOAT32_MAX = torch.finfo(torch.float32).max
+KERNEL_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 TOLERANCE = 1e-6  # how far images may lie outside their bounds, as a share of the bounds' width
 
 PerChannel = float | Sequence[float] | Tensor
@@ -43,17 +44,18 @@ def integer(name: str, value: int, least: int) -> None:
 def pixel_bounds(value: tuple[float, float]) -> tuple[float, float]:
     """Require two finite numbers lo < hi."""
     try:
-        lo, hi = (float(v) for v in value)
+        lo, hi = value
+        lo, hi = float(lo), float(hi)
     except (TypeError, ValueError):
         lo = hi = math.nan
-    if not (math.isfinite(lo) and math.isfinite(hi) and lo < hi):
+    if not -math.inf < lo < hi < math.inf:
         raise ValueError(f"bounds: expected finite (lo, hi) with lo < hi, found {value!r}")
     return lo, hi
 
 
 def kernel_dtype(name: str, dtype: torch.dtype) -> None:
     """Require one of the dtypes that the operators compute with."""
-    if dtype not in (torch.float32, torch.float64, torch.float16, torch.bfloat16):
+    if dtype not in KERNEL_DTYPES:
         raise TypeError(f"{name}: expected a floating dtype of 16, 32 or 64 bits, found {dtype}")
 
 
@@ -80,19 +82,25 @@ def per_image(name: str, value: float | Tensor, batch: int) -> None:
         number(name, value, "a finite number of at least 0", is_size)
 
 
+def tensor(name: str, value: object) -> None:
+    """Require a tensor."""
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name}: expected a tensor, found {type(value).__name__}")
+
+
 def image_batch(name: str, images: Tensor) -> None:
     """Require a floating tensor (B, C, H, W)."""
-    if not isinstance(images, Tensor):
-        raise TypeError(f"{name}: expected a tensor, found {type(images).__name__}")
-    if images.ndim != 4:
-        raise ValueError(f"{name}: expected shape (B, C, H, W), found {tuple(images.shape)}")
+    tensor(name, images)
+    shape = images.shape
+    if len(shape) != 4:
+        raise ValueError(f"{name}: expected shape (B, C, H, W), found {tuple(shape)}")
     if not images.is_floating_point():
         raise TypeError(
             f"{name}: expected a floating dtype, found {images.dtype}; "
             "convert with .float() and divide by 255"
         )
-    if len(images) and not images[0].numel():
-        raise ValueError(f"{name}: expected at least one value an image, found {images.shape}")
+    if 0 in shape[1:] and shape[0]:
+        raise ValueError(f"{name}: expected at least one value an image, found {tuple(shape)}")
 
 
 def values_in_bounds(images: Tensor, bounds: tuple[float, float]) -> None:
@@ -142,8 +150,7 @@ def finite_gradient(grad: Tensor, rows: Tensor | None = None) -> None:
 
 def class_indices(name: str, labels: Tensor, images: Tensor, *, anywhere: bool = False) -> None:
     """Require an integer tensor (B,), unless `anywhere` on the images' device."""
-    if not isinstance(labels, Tensor):
-        raise TypeError(f"{name}: expected a tensor, found {type(labels).__name__}")
+    tensor(name, labels)
     if labels.dtype not in (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8):
         raise TypeError(f"{name}: expected an integer dtype, found {labels.dtype}")
     if labels.shape != (len(images),):
@@ -184,6 +191,13 @@ def same_shape(name: str, tensor: Tensor, shape: Sequence[int]) -> None:
     """Require a shape."""
     if tensor.shape != tuple(shape):
         raise ValueError(f"{name}: expected shape {tuple(shape)}, found {tuple(tensor.shape)}")
+
+
+def same_as_images(name: str, tensor: Tensor, shape: Sequence[int], device: torch.device) -> None:
+    """Require a shape and a device, those of the images or derived from them."""
+    if tensor.shape != shape or tensor.device != device:
+        same_shape(name, tensor, shape)
+        raise ValueError(f"{name}: expected device {device} as images, found {tensor.device}")
 
 
 def domain_tensor(domain: Tensor, images: Tensor) -> None:

@@ -1,4 +1,6 @@
-"""The operators: arguments checked once, then given to a backend.
+"""The operators: usable eagerly, under ``torch.compile(fullgraph=True)`` and in CUDA graphs.
+
+They are registered with PyTorch as ``torch.ops.sdsgsm_fast``; none is differentiable.
 
 Backends: "reference" (plain PyTorch), "native" (csrc, CPU), "triton" (CUDA, or CPU under Triton's
 interpreter; no float64), and "auto": the kernels of the tensor's device where they are there and
@@ -7,17 +9,15 @@ take it, else the reference.
 
 from __future__ import annotations
 
-import math
+from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.graph import increment_version
 
-from . import checks
-from .backends import NAMES, choose
-from .backends.calls import Occlude, Update
+from . import checks, operators
+from .backends import NAMES
 from .numerics import Setting, compute_dtype
-from .windows import Pair, Windows
+from .windows import Pair, as_pair
 
 BACKENDS = NAMES
 NORMALIZE = ("mean_abs", "max_abs", "rms", "none")
@@ -84,11 +84,12 @@ def update(
     RuntimeError
         If `backend` is missing from this installation.
     """
-    return _update(
-        adv, images, grad, domain,
-        eps=eps, alpha=alpha, background=background, active=active, momentum=momentum, gain=gain,
-        decay=decay, bounds=bounds, sign=sign, normalize=normalize, backend=backend, in_place=False,
+    arguments = _arguments(
+        adv, images, grad, domain, momentum, active, eps, alpha, background, gain, decay, bounds,
+        sign, normalize, backend,
     )  # fmt: skip
+    out, kept = operators.update(*arguments)
+    return out, None if momentum is None and not decay > 0 else kept
 
 
 def update_(
@@ -113,131 +114,71 @@ def update_(
 
     They must overlap neither each other nor another argument.
     """
-    return _update(
-        adv, images, grad, domain,
-        eps=eps, alpha=alpha, background=background, active=active, momentum=momentum, gain=gain,
-        decay=decay, bounds=bounds, sign=sign, normalize=normalize, backend=backend, in_place=True,
+    if momentum is None and decay > 0:
+        momentum = torch.zeros_like(adv, dtype=compute_dtype(images))
+    arguments = _arguments(
+        adv, images, grad, domain, momentum, active, eps, alpha, background, gain, decay, bounds,
+        sign, normalize, backend,
     )  # fmt: skip
+    operators.update_(*arguments)
+    return adv, momentum
 
 
-@torch.no_grad()
-def _update(
+def _arguments(
     adv: Tensor,
     images: Tensor,
     grad: Tensor,
     domain: Tensor | None,
-    *,
+    momentum: Tensor | None,
+    active: Tensor | None,
     eps: Setting,
     alpha: Setting,
     background: Setting,
-    active: Tensor | None,
-    momentum: Tensor | None,
     gain: float,
     decay: float,
     bounds: tuple[float, float],
     sign: float,
     normalize: str,
     backend: str,
-    in_place: bool,
-) -> tuple[Tensor, Tensor | None]:
-    _check_update(adv, images, grad, domain, active, momentum)
-    if in_place:
-        checks.writable("adv", adv)
-        checks.writable("momentum", momentum)
-    checks.number("gain", gain, "a number above 0, or infinity", lambda v: v > 0)
-    checks.number("decay", decay, "a finite number of at least 0", checks.is_size)
-    checks.number("sign", sign, "1 or -1", lambda v: v in (1, -1))
+) -> tuple[Any, ...]:
+    """Arguments of `update` as its schema has them, numbers checked.
+
+    This runs at every step, so functions are called only for what is not a plain float.
+    """
+    for name, value in (("adv", adv), ("images", images), ("grad", grad)):
+        checks.tensor(name, value)
+    each_eps, eps = _setting("eps", eps)
+    each_alpha, alpha = _setting("alpha", alpha)
+    each_background, background = _setting("background", background)
+    if not (type(gain) is float and gain > 0):
+        checks.number("gain", gain, "a number above 0, or infinity", lambda v: v > 0)
+    if not (type(decay) is float and 0 <= decay <= checks.FLOAT32_MAX):
+        checks.number("decay", decay, "a finite number of at least 0", checks.is_size)
+    if sign not in (1, -1):
+        checks.number("sign", sign, "1 or -1", lambda v: v in (1, -1))
     checks.choice("normalize", normalize, NORMALIZE)
-    limits, dtype = checks.pixel_bounds(bounds), compute_dtype(images)
-    chosen = choose(backend, images)
-    settings = {"eps": eps, "alpha": alpha, "background": background}
-    settings = {name: _setting(name, value, images) for name, value in settings.items()}
-
-    # Kernels take dense tensors of one layout; those that are not are copied.
-    layout = _layout(adv)
-    old, x, g = (_dense(t, layout) for t in (adv, images, grad))
-    old_momentum = None if momentum is None else _dense(momentum, layout)
-    out = old if in_place else torch.empty_like(old)
-    kept = old_momentum if in_place else None
-    if kept is None and (momentum is not None or decay > 0):
-        kept = torch.empty_like(old, dtype=dtype)
-    if images.numel():
-        call = Update(
-            adv=old, images=x, grad=g,
-            domain=None if domain is None else domain.to(dtype).contiguous(),
-            momentum=old_momentum,
-            active=None if active is None else active.contiguous(),
-            **settings,
-            gain=math.inf if gain > torch.finfo(dtype).max else float(gain), decay=float(decay),
-            bounds=limits, sign=float(sign), normalize=normalize,
-        )  # fmt: skip
-        chosen.update(out, kept, call)
-    if not in_place:
-        return out, kept
-    return _given_back(adv, out), kept if momentum is None else _given_back(momentum, kept)
+    checks.choice("backend", backend, NAMES)
+    lo, hi = checks.pixel_bounds(bounds)
+    return (
+        adv, images, grad, domain, momentum, active, each_eps, each_alpha, each_background,
+        (eps, alpha, background, gain, decay, lo, hi, sign), normalize, backend,
+    )  # fmt: skip
 
 
-def _given_back(tensor: Tensor, result: Tensor | None) -> Tensor:
-    """Let the caller's tensor hold a result that was computed in it or in a dense copy of it."""
-    if result is not None and result is not tensor:
-        return tensor.copy_(result)
-    if not tensor.is_inference():
-        increment_version(tensor)  # a kernel wrote behind autograd's back
-    return tensor
+def _setting(name: str, value: Setting) -> tuple[Tensor | None, float]:
+    """Split a setting; a tensor's values go unchecked, since that would cost a device's wait."""
+    if type(value) is float and 0 <= value <= checks.FLOAT32_MAX:
+        return None, value
+    if isinstance(value, Tensor):
+        return value, 0.0
+    checks.number(name, value, "a finite number of at least 0", checks.is_size)
+    return None, float(value)
 
 
-def _dense(tensor: Tensor, layout: torch.memory_format) -> Tensor:
-    return tensor.resolve_neg().contiguous(memory_format=layout)
+def _float64(value: checks.PerChannel) -> Tensor:
+    return torch.as_tensor(value, dtype=torch.float64, device="cpu")
 
 
-def _layout(adv: Tensor) -> torch.memory_format:
-    """Return the layout in which all tensors of an update are given to the kernel."""
-    if not adv.is_contiguous() and adv.is_contiguous(memory_format=torch.channels_last):
-        return torch.channels_last
-    return torch.contiguous_format
-
-
-def _setting(name: str, value: Setting, images: Tensor) -> Setting:
-    """Check a number fully and a tensor by its shape, since values would cost a device's wait."""
-    if not isinstance(value, Tensor):
-        checks.per_image(name, value, len(images))
-        return float(value)
-    checks.same_shape(name, value, (len(images),))
-    checks.same_device(name, value, images)
-    checks.kernel_dtype(name, value.dtype)
-    return value.to(compute_dtype(images)).contiguous()
-
-
-def _check_update(
-    adv: Tensor,
-    images: Tensor,
-    grad: Tensor,
-    domain: Tensor | None,
-    active: Tensor | None,
-    momentum: Tensor | None,
-) -> None:
-    checks.image_batch("images", images)
-    checks.kernel_dtype("images", images.dtype)
-    checks.kernel_dtype("grad", grad.dtype)
-    if adv.dtype != images.dtype:
-        raise TypeError(f"adv: expected {images.dtype} as images, found {adv.dtype}")
-    for name, tensor in (("adv", adv), ("grad", grad), ("momentum", momentum)):
-        if tensor is not None:
-            checks.same_shape(name, tensor, images.shape)
-            checks.same_device(name, tensor, images)
-    if momentum is not None and momentum.dtype != compute_dtype(images):
-        raise TypeError(f"momentum: expected {compute_dtype(images)}, found {momentum.dtype}")
-    if domain is not None:
-        checks.same_shape("domain", domain, (len(images), *images.shape[2:]))
-        checks.same_device("domain", domain, images)
-    if active is not None:
-        if active.dtype != torch.bool:
-            raise TypeError(f"active: expected torch.bool, found {active.dtype}")
-        checks.same_shape("active", active, (len(images),))
-        checks.same_device("active", active, images)
-
-
-@torch.no_grad()
 def occlude(
     images: Tensor,
     first: int,
@@ -288,29 +229,21 @@ def occlude(
         If `backend` is missing from this installation.
     """
     checks.image_batch("images", images)
-    batch, channels, height, width = images.shape
-    windows = Windows.over(height, width, patch, stride)
     checks.integer("first", first, 0)
     checks.integer("count", count, 0)
-    if first + count > len(windows):
-        raise ValueError(f"count: expected first + count ≤ {len(windows)}, found {first + count}")
-    dtype = images.dtype if dtype is None else dtype
-    checks.kernel_dtype("images", images.dtype)
-    checks.kernel_dtype("dtype", dtype)
-    layout = torch.channels_last if channels_last else torch.contiguous_format
-    fills = checks.per_channel("fill", fill, channels)
-    centre = checks.per_channel("mean", 0.0 if mean is None else mean, channels)
-    scale = checks.scale(1.0 if std is None else std, channels)
-    shape = (batch * count, channels, height, width)
-    out = torch.empty(shape, dtype=dtype, device=images.device, memory_format=layout)
-    if out.numel():
-        dense = _dense(images, torch.contiguous_format)
-        call = Occlude(dense, windows, first, count, fill=fills, mean=centre, std=scale)
-        choose(backend, images).occlude(out, call)
-    return out
+    checks.choice("backend", backend, NAMES)
+    p = as_pair("patch", patch)
+    s = p if stride is None else as_pair("stride", stride)
+    fills = _float64(fill)
+    centre = _float64(0.0 if mean is None else mean)
+    scale = _float64(1.0 if std is None else std)
+    kind = images.dtype if dtype is None else dtype
+    copies: Tensor = operators.occlude(
+        images, first, count, p, s, fills, centre, scale, kind, channels_last, backend
+    )
+    return copies
 
 
-@torch.no_grad()
 def window_mean(
     scores: Tensor,
     height: int,
@@ -345,15 +278,9 @@ def window_mean(
     RuntimeError
         If `backend` is missing from this installation.
     """
-    windows = Windows.over(height, width, patch, stride)
-    checks.kernel_dtype("scores", scores.dtype)
-    if scores.shape[1:] not in ((windows.rows, windows.cols), (len(windows),)):
-        raise ValueError(
-            f"scores: expected shape (B, {windows.rows}, {windows.cols}), "
-            f"found {tuple(scores.shape)}"
-        )
-    given = scores.flatten(1).to(compute_dtype(scores)).contiguous()
-    out = given.new_empty((len(scores), height, width))
-    if out.numel():
-        choose(backend, scores).window_mean(out, given, windows)
-    return out.to(scores.dtype)
+    checks.tensor("scores", scores)
+    checks.choice("backend", backend, NAMES)
+    p = as_pair("patch", patch)
+    s = p if stride is None else as_pair("stride", stride)
+    means: Tensor = operators.window_mean(scores, height, width, p, s, backend)
+    return means

@@ -27,13 +27,13 @@ def choose(backend: str, tensor: Tensor) -> ModuleType:
     RuntimeError
         If the backend is missing from this installation; the message gives the reason.
     """
-    checks.choice("backend", backend, NAMES)
-    if backend == "reference":
-        return reference
     if backend == "auto":
         # On CUDA Triton stays the choice until both have been measured against each other.
         preferred = triton if tensor.is_cuda else native
         return preferred if preferred.supports(tensor) else reference
+    checks.choice("backend", backend, NAMES)
+    if backend == "reference":
+        return reference
     kernels = _KERNELS[backend]
     if reason := kernels.why_missing():
         raise RuntimeError(f"backend: {backend!r} is missing: {reason}")

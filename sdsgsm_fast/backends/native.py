@@ -74,7 +74,7 @@ def isa() -> str:
 
 def supports(images: Tensor) -> bool:
     """Whether the kernels take tensors of this device."""
-    return images.device.type == "cpu" and _load()[0] is not None
+    return images.is_cpu and _load()[0] is not None
 
 
 def _kernels() -> ModuleType:
@@ -89,20 +89,22 @@ def _address(tensor: Tensor | None) -> int:
 
 def _setting(value: Setting) -> tuple[int, float]:
     """Split a setting into the address of a tensor (B,) and a number."""
-    return (value.data_ptr(), 0.0) if isinstance(value, Tensor) else (0, value)
+    return (0, value) if isinstance(value, float) else (value.data_ptr(), 0.0)
 
 
 def update(out: Tensor, momentum_out: Tensor | None, u: Update) -> None:
     """Equations 3 and 5 to 7 in one pass; see `reference.update`."""
     batch, channels, height, width = u.adv.shape
-    tensors = (u.adv, out, u.images, u.grad, u.domain, u.momentum, momentum_out, u.active)
+    lo, hi = u.bounds
+    # Spelled out: a generator for each group would double the cost of a small call.
     _kernels().update(
-        *(_address(t) for t in tensors),
-        *(_setting(value) for value in (u.eps, u.alpha, u.background)),
-        *(batch, channels, height * width, not u.adv.is_contiguous()),
-        *(_DTYPES[u.adv.dtype], _DTYPES[u.grad.dtype]),
-        *(u.gain, u.decay, *u.bounds, u.sign, _NORMALIZE[u.normalize], torch.get_num_threads()),
-    )
+        u.adv.data_ptr(), out.data_ptr(), u.images.data_ptr(), u.grad.data_ptr(),
+        _address(u.domain), _address(u.momentum), _address(momentum_out), _address(u.active),
+        _setting(u.eps), _setting(u.alpha), _setting(u.background),
+        batch, channels, height * width, not u.adv.is_contiguous(),
+        _DTYPES[u.adv.dtype], _DTYPES[u.grad.dtype],
+        u.gain, u.decay, lo, hi, u.sign, _NORMALIZE[u.normalize], torch.get_num_threads(),
+    )  # fmt: skip
 
 
 def _grid(windows: Windows) -> tuple[int, ...]:
