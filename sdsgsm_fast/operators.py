@@ -184,7 +184,8 @@ def _update_(adv: Tensor, images: Tensor, *rest: Any) -> None:
 def _give_back(tensor: Tensor, result: Tensor | None) -> None:
     """Let the caller's tensor hold a result that was computed in it or in a dense copy of it."""
     if result is not None and result is not tensor:
-        tensor.copy_(result)
+        with torch.no_grad():
+            tensor.copy_(result)
     elif not tensor.is_inference():
         increment_version(tensor)  # a kernel wrote behind autograd's back
 

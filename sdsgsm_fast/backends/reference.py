@@ -32,6 +32,7 @@ def gradient_norm(grad: Tensor, normalize: str) -> Tensor:
     return norm.clamp(min=TINY).to(grad.dtype)
 
 
+@torch.no_grad()
 def update(out: Tensor, momentum_out: Tensor | None, u: Update) -> None:
     """Equations 3 and 5 to 7 into `out`, which may be `u.adv`, and `momentum_out`."""
     dtype, (lo, hi) = compute_dtype(u.images), u.bounds
@@ -56,6 +57,7 @@ def _active(u: Update, new: Tensor, old: Tensor) -> Tensor:
     return new if u.active is None else torch.where(u.active[:, None, None, None], new, old)
 
 
+@torch.no_grad()
 def occlude(out: Tensor, o: Occlude) -> None:
     """Copies of each image with windows first … first+count−1 zeroed out, one at a time."""
     kind, device = compute_dtype(o.images), o.images.device
@@ -67,6 +69,7 @@ def occlude(out: Tensor, o: Occlude) -> None:
     out.copy_(normalised(copies, o.mean.to(device, kind), o.std.to(device, kind)))
 
 
+@torch.no_grad()
 def window_mean(out: Tensor, scores: Tensor, windows: Windows) -> None:
     """Equation 2: (B, windows) to (B, H, W). Sums in float64 and in the order of the windows."""
     total = torch.zeros_like(out, dtype=torch.float64)
