@@ -1,14 +1,20 @@
-"""Interleaved timing: every round runs every candidate once, in a new order."""
+"""What the microbenchmarks share: interleaved timing, options, rows printed and written."""
 
 from __future__ import annotations
 
+import argparse
 import random
 import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import torch
+
+from sdsgsm_fast.machine import machine
+from sdsgsm_fast.report import write_json
 
 
 @dataclass(frozen=True)
@@ -53,3 +59,30 @@ def interleaved(
 def _summary(values: list[float]) -> Timing:
     low, median, high = statistics.quantiles(values, n=4)
     return Timing(median, low, high)
+
+
+def parser_of(description: str | None) -> argparse.ArgumentParser:
+    """Options of every benchmark."""
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--quick", action="store_true", help="without torch.compile, few rounds")
+    parser.add_argument("--json", type=Path, help="write every figure to this file")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    return parser
+
+
+def show(
+    rows: list[dict[str, Any]], new: list[dict[str, Any]], line: Callable[[dict[str, Any]], str]
+) -> None:
+    """Keep rows and print them."""
+    rows += new
+    for row in new:
+        print(line(row), flush=True)
+
+
+def write(path: Path | None, benchmark: str, rows: list[dict[str, Any]]) -> None:
+    """Write the rows and the machine they were measured on, where asked to."""
+    if path is not None:
+        write_json(path, {"benchmark": benchmark, "machine": machine(), "rows": rows})
+        print(f"wrote {path}: {len(rows)} rows")

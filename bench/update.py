@@ -11,21 +11,17 @@ share of a triad with the same streams, ``addcmul(a, b, c, out=a)``, measured in
 from __future__ import annotations
 
 import argparse
-import json
 import math
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
-from timing import Timing, interleaved
+from timing import Timing, interleaved, parser_of, show, write
 from torch import Tensor
 
 from sdsgsm_fast import ops
 from sdsgsm_fast.backends import native, reference, triton
 from sdsgsm_fast.backends.calls import Update
-from sdsgsm_fast.machine import machine
-from sdsgsm_fast.report import write_json
 
 SHAPES = ((64, 3, 32, 32), (1024, 3, 32, 32), (16384, 3, 32, 32), (64, 3, 224, 224))
 SETTINGS: dict[str, Any] = {"eps": 8 / 255, "alpha": 1 / 255, "background": 0.5}
@@ -128,14 +124,13 @@ def overhead(device: str) -> list[Any]:
     return [{"name": "overhead of a call", "us": timing.low * 1e3, "spread": timing.spread}]
 
 
-def show(row: dict[str, Any]) -> None:
-    """Print one row."""
+def line(row: dict[str, Any]) -> str:
+    """One row as text."""
     if "us" in row:
-        print(f"{row['name']}: {row['us']:.1f} µs")
-        return
+        return f"{row['name']}: {row['us']:.1f} µs"
     deviation = "" if row["deviation"] is None else f"off by {row['deviation']:.0e}"
     shape = "×".join(map(str, row["shape"]))
-    print(
+    return (
         f"{shape:>16} {row['grad']:>8} {row['name']:>12} {row['ms']:9.3f} ms ±{row['spread']:4.0%} "
         f"{row['times_eager']:6.1f}× eager {row['GB/s']:7.1f} GB/s {row['share_of_triad']:5.0%} of "
         f"triad  {deviation}"
@@ -144,23 +139,13 @@ def show(row: dict[str, Any]) -> None:
 
 def main() -> None:
     """Measure, print, and write JSON if asked to."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
-    parser.add_argument("--quick", action="store_true", help="without torch.compile, few rounds")
-    parser.add_argument("--json", type=Path, help="write every figure to this file")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    args = parser.parse_args()
-    rows = overhead(args.device)
-    show(rows[0])
+    args = parser_of(__doc__).parse_args()
+    rows: list[dict[str, Any]] = []
+    show(rows, overhead(args.device), line)
     for shape in SHAPES:
         for grad_dtype in (torch.float32, torch.bfloat16):
-            for row in measure(shape, grad_dtype, args):
-                rows.append(row)
-                show(row)
-    if args.json:
-        write_json(args.json, {"benchmark": "update", "machine": machine(), "rows": rows})
-        print(f"wrote {args.json}: {len(json.dumps(rows))} characters of rows")
+            show(rows, measure(shape, grad_dtype, args), line)
+    write(args.json, "update", rows)
 
 
 if __name__ == "__main__":

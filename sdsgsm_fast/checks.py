@@ -212,22 +212,24 @@ def domain_tensor(domain: Tensor, images: Tensor) -> None:
         raise ValueError("domain: expected values in [0, 1]")
 
 
-def per_channel(name: str, value: PerChannel, channels: int) -> Tensor:
-    """Return one float64 value a channel, on the CPU, from a number, a sequence or a tensor."""
-    values = torch.as_tensor(value, dtype=torch.float64, device="cpu").detach().flatten()
+def per_channel(name: str, value: PerChannel, channels: int) -> tuple[float, ...]:
+    """Return one finite value a channel from a number, a sequence or a tensor."""
+    if isinstance(value, Tensor):
+        value = value.detach().flatten().tolist()
+    values = [float(v) for v in value] if isinstance(value, Sequence) else [float(value)]
     if len(values) not in (1, channels):
         raise ValueError(
             f"{name}: expected one value or one for each of {channels} channels, "
             f"found {len(values)}"
         )
-    if not bool(values.isfinite().all()):
-        raise ValueError(f"{name}: expected finite values, found {values.tolist()}")
-    return values.expand(channels).contiguous()
+    if not all(math.isfinite(v) for v in values):
+        raise ValueError(f"{name}: expected finite values, found {values}")
+    return tuple(values) * (channels if len(values) == 1 else 1)
 
 
-def scale(std: PerChannel, channels: int) -> Tensor:
+def scale(std: PerChannel, channels: int) -> tuple[float, ...]:
     """Return `per_channel` of a standard deviation, which must be positive."""
     values = per_channel("std", std, channels)
-    if not bool((values > 0).all()):
-        raise ValueError(f"std: expected positive values, found {values.tolist()}")
+    if not all(v > 0 for v in values):
+        raise ValueError(f"std: expected positive values, found {list(values)}")
     return values

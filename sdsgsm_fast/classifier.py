@@ -132,7 +132,9 @@ class Classifier:
         kind, device = compute_dtype(images), images.device
         mean = checks.per_channel("mean", 0.0 if self.mean is None else self.mean, images.shape[1])
         std = checks.scale(1.0 if self.std is None else self.std, images.shape[1])
-        return mean.to(device, kind), std.to(device, kind)
+        return torch.tensor(mean, dtype=kind, device=device), torch.tensor(
+            std, dtype=kind, device=device
+        )
 
     def forward(self, inputs: Tensor, *, search: bool = False) -> Tensor:
         """Logits (B, K) of inputs that are already normalised, counted and checked.

@@ -29,32 +29,52 @@ C filled(const OccludeCall& call, int64_t c) {
   return normalised(value, C(call.mean[c]), C(call.std[c]));
 }
 
+// One row of pixels, clean, of image b: into the place of the image's first copy.
 template <class C>
-void occlude_image(const OccludeCall& call, int64_t copy) {
+void clean_row(const OccludeCall& call, int64_t b, int64_t y) {
   const int64_t height = call.grid.height, width = call.grid.width, channels = call.channels;
   const int64_t step = call.channels_last ? channels : 1, size = channels * height * width;
-  const int64_t image = copy / call.count * size;
+  for (int64_t c = 0; c < channels; ++c) {
+    const int64_t from = b * size + (c * height + y) * width;
+    const int64_t row = call.channels_last ? y * width * channels + c : (c * height + y) * width;
+    copy_row(call, from, b * call.count * size + row, step, C(call.mean[c]), C(call.std[c]));
+  }
+}
+
+// Fill the window of a copy.
+template <class C>
+void fill_window(const OccludeCall& call, int64_t copy) {
+  const int64_t height = call.grid.height, width = call.grid.width, channels = call.channels;
+  const int64_t step = call.channels_last ? channels : 1, start = copy * channels * height * width;
   const Window w = window_at(call.grid, call.first + copy % call.count);
   for (int64_t c = 0; c < channels; ++c) {
     C fill[kBlock];
-    for (C& value : fill) value = filled<C>(call, c);
-    for (int64_t y = 0; y < height; ++y) {
+    const int64_t most = smaller(kBlock, w.right - w.left);
+    for (int64_t i = 0; i < most; ++i) fill[i] = filled<C>(call, c);
+    for (int64_t y = w.top; y < w.bottom; ++y) {
       const int64_t row = call.channels_last ? y * width * channels + c : (c * height + y) * width;
-      const int64_t out = copy * size + row;
-      copy_row(call, image + (c * height + y) * width, out, step, C(call.mean[c]), C(call.std[c]));
-      if (y < w.top || y >= w.bottom) continue;
-      for (int64_t x = w.left; x < w.right; x += kBlock)
-        stored(fill, call.out, call.out_type, out + x * step, smaller(kBlock, w.right - x), step);
+      for (int64_t x = w.left; x < w.right; x += most)
+        stored(fill, call.out, call.out_type, start + row + x * step, smaller(most, w.right - x),
+               step);
     }
   }
 }
 
+// The clean image is normalised, converted and laid out once; its copies are copies of memory.
 template <class C>
 void occlude_batch(const OccludeCall& call) {
-  const int64_t copies = call.batch * call.count;
-  const int64_t size = call.channels * call.grid.height * call.grid.width;
-  const int team = workers(call.threads, copies, copies * size);
-  parallel_for(team, copies, [&](int64_t copy) { occlude_image<C>(call, copy); });
+  const int64_t copies = call.batch * call.count, height = call.grid.height;
+  const int64_t size = call.channels * height * call.grid.width;
+  const int64_t bytes = size * size_of(call.out_type);
+  parallel_for(workers(call.threads, call.batch * height, call.batch * size), call.batch * height,
+               [&](int64_t row) { clean_row<C>(call, row / height, row % height); });
+  parallel_for(workers(call.threads, copies, copies * size), copies, [&](int64_t copy) {
+    if (copy % call.count == 0) return;  // still the source of the others
+    char* out = static_cast<char*>(call.out);
+    memcpy(out + copy * bytes, out + copy / call.count * call.count * bytes, size_t(bytes));
+    fill_window<C>(call, copy);
+  });
+  for (int64_t b = 0; b < call.batch; ++b) fill_window<C>(call, b * call.count);
 }
 
 void occlude(const OccludeCall& call) {

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
+import torch
 from torch import Tensor
 
 from ..numerics import Setting
@@ -38,13 +40,28 @@ class Update:
 class Occlude:
     """Arguments of the zero-out; see `ops.occlude`.
 
-    `images` (B, C, H, W) are contiguous; `fill`, `mean` and `std` are float64 (C,) on the CPU.
+    `images` (B, C, H, W) are contiguous; `fill`, `mean` and `std` have a value for each channel.
     """
 
     images: Tensor
     windows: Windows
     first: int
     count: int
-    fill: Tensor
-    mean: Tensor
-    std: Tensor
+    fill: tuple[float, ...]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def constants(self, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+        """`fill`, as a pixel of the images would hold it, `mean` and `std` on their device."""
+        fill, mean, std = (
+            on_device(values, dtype, self.images.device)
+            for values in (self.fill, self.mean, self.std)
+        )
+        return fill.to(self.images.dtype).to(dtype), mean, std
+
+
+@lru_cache(maxsize=64)
+def on_device(values: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """A tensor of constants, made once: a copy to a GPU waits, and no CUDA graph can hold it."""
+    with torch.inference_mode(False):
+        return torch.tensor(values, dtype=dtype, device=device)

@@ -115,7 +115,7 @@ def _grid(windows: Windows) -> tuple[int, ...]:
 def occlude(out: Tensor, o: Occlude) -> None:
     """Zeroed-out, normalised and converted copies in one pass; see `reference.occlude`."""
     _kernels().occlude(
-        *(_address(o.images), _address(out), o.fill.tolist(), o.mean.tolist(), o.std.tolist()),
+        *(_address(o.images), _address(out), o.fill, o.mean, o.std),
         *(*o.images.shape[:2], o.first, o.count, _grid(o.windows), not out.is_contiguous()),
         *(_DTYPES[o.images.dtype], _DTYPES[out.dtype], torch.get_num_threads()),
     )

@@ -60,13 +60,13 @@ def _active(u: Update, new: Tensor, old: Tensor) -> Tensor:
 @torch.no_grad()
 def occlude(out: Tensor, o: Occlude) -> None:
     """Copies of each image with windows first … first+count−1 zeroed out, one at a time."""
-    kind, device = compute_dtype(o.images), o.images.device
-    value = o.fill.to(o.images)[:, None, None]
+    fill, mean, std = o.constants(compute_dtype(o.images))
+    value = fill.to(o.images.dtype)[:, None, None]
     copies = o.images.repeat_interleave(o.count, 0)
     for i in range(o.count):
         rows, cols = o.windows[o.first + i]
         copies[i :: o.count, :, rows, cols] = value
-    out.copy_(normalised(copies, o.mean.to(device, kind), o.std.to(device, kind)))
+    out.copy_(normalised(copies, mean, std))
 
 
 @torch.no_grad()

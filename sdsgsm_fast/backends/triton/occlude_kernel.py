@@ -42,8 +42,7 @@ def occlude(
 def launch(out: Tensor, o: Occlude) -> None:
     """Launch one program for every BLOCK values of the output."""
     _, channels, height, width = o.images.shape
-    fill, mean, std = (t.to(out.device, torch.float32) for t in (o.fill, o.mean, o.std))
-    fill = fill.to(o.images.dtype).float()  # as a pixel of the images would hold it
+    fill, mean, std = o.constants(torch.float32)
     w = o.windows
     occlude[(triton.cdiv(out.numel(), BLOCK),)](
         o.images, out, fill, mean, std, out.numel(), channels * height * width, o.count, o.first,
