@@ -7,7 +7,9 @@
 - ``cpu``: the CPU kernels, or an error.
 - ``none``: nothing.
 
-A second module is compiled from ``csrc/cuda`` where that folder has sources and nvcc is found.
+In mode ``auto`` a second module is compiled from ``csrc/cuda`` where nvcc is found, for those GPU
+architectures of ``SDSGSM_CUDA_ARCHITECTURES`` (default "80 90 100") that it knows: machine code for
+each, and PTX of the last for newer ones. What nvcc said is in ``nvcc.log`` of the build folder.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ import os
 import shutil
 import subprocess
 import sys
+import sysconfig
 from pathlib import Path
 
 from setuptools import Extension, setup
@@ -26,11 +29,13 @@ from setuptools.command.build_py import build_py
 ROOT = Path(__file__).parent
 PACKAGE = "sdsgsm_fast"
 INFO = "_build_info.json"
-CUDA_ARCHITECTURES = ("80", "90", "100")  # machine code for these, PTX of the last for newer ones
+CUDA_ARCHITECTURES = os.environ.get("SDSGSM_CUDA_ARCHITECTURES", "80 90 100").split()
 
 MODE = os.environ.get("SDSGSM_BUILD", "auto")
 if MODE not in ("auto", "cpu", "none"):
     sys.exit(f"SDSGSM_BUILD: expected auto, cpu or none, found {MODE!r}")
+if not all(architecture.isdigit() for architecture in CUDA_ARCHITECTURES or ["none"]):
+    sys.exit(f"SDSGSM_CUDA_ARCHITECTURES: expected numbers such as 90, found {CUDA_ARCHITECTURES}")
 
 
 def sources(*patterns: str) -> list[str]:
@@ -44,6 +49,14 @@ def find_nvcc() -> str | None:
     """Path of nvcc: on PATH, or under CUDA_HOME."""
     home = Path(os.environ.get("CUDA_HOME", "/usr/local/cuda"))
     return shutil.which("nvcc") or shutil.which("nvcc", path=str(home / "bin"))
+
+
+def gpu_codes(nvcc: str) -> list[str]:
+    """Options of nvcc for the architectures that it knows."""
+    listed = subprocess.run([nvcc, "--list-gpu-arch"], capture_output=True, text=True).stdout
+    known = [a for a in CUDA_ARCHITECTURES if f"compute_{a}" in listed.split()]
+    codes = [f"-gencode=arch=compute_{a},code=sm_{a}" for a in known]
+    return codes + [f"-gencode=arch=compute_{a},code=compute_{a}" for a in known[-1:]]
 
 
 def forget_modules(folder: Path) -> None:
@@ -87,7 +100,8 @@ class BuildKernels(build_ext):
         in_tree = self.inplace or self.editable_mode
         folder = ROOT / PACKAGE if in_tree else Path(self.build_lib) / PACKAGE
         forget_modules(folder)
-        record(folder, cpu=self.build_cpu(), cuda=self.build_cuda())
+        cpu = self.build_cpu()
+        record(folder, cpu=cpu, cuda=self.build_cuda(cpu))
 
     def build_cpu(self) -> str:
         """Compile the CPU module; returns "built" or the reason why not."""
@@ -103,41 +117,41 @@ class BuildKernels(build_ext):
             return f"not built: {reason}"
         return "built"
 
-    def build_cuda(self) -> str:
+    def build_cuda(self, cpu: str) -> str:
         """Compile the CUDA module with nvcc; returns "built" or the reason why not."""
-        files, nvcc = sources("bind_cuda.cpp", "cuda/*.cu"), find_nvcc()
+        nvcc = find_nvcc()
         if MODE != "auto":
             return f"not built: SDSGSM_BUILD={MODE}"
-        if not files:
-            return "not built: this version has no CUDA sources"
+        if cpu != "built":
+            return "not built: nor were the CPU kernels, and nvcc needs that compiler"
         if nvcc is None:
             return "not built: nvcc was not found on PATH or in CUDA_HOME"
-        return self.run_nvcc(nvcc, files)
+        codes = gpu_codes(nvcc)
+        if not codes:
+            return f"not built: {nvcc} knows none of {' '.join(CUDA_ARCHITECTURES)}"
+        return self.run_nvcc(nvcc, codes)
 
-    def run_nvcc(self, nvcc: str, files: list[str]) -> str:
-        """Compile and link `files` into ``_native_cuda``."""
+    def run_nvcc(self, nvcc: str, codes: list[str]) -> str:
+        """Compile and link ``_native_cuda``."""
         import pybind11
 
-        target = Path(self.get_ext_fullpath(f"{PACKAGE}._native_cuda"))
-        target.parent.mkdir(parents=True, exist_ok=True)
-        codes = [f"-gencode=arch=compute_{a},code=sm_{a}" for a in CUDA_ARCHITECTURES]
-        newest = CUDA_ARCHITECTURES[-1]
-        codes.append(f"-gencode=arch=compute_{newest},code=compute_{newest}")
-        includes = [f"-I{pybind11.get_include()}", f"-I{self.python_include()}"]
-        command = [nvcc, "-shared", "-O3", "-std=c++17", "--cudart", "static", *codes, *includes]
-        command += ["-Xcompiler", "-fPIC,-fvisibility=hidden", *files, "-o", str(target)]
+        target, folder = (
+            Path(self.get_ext_fullpath(f"{PACKAGE}._native_cuda")),
+            Path(self.build_temp),
+        )
+        for needed in (target.parent, folder):
+            needed.mkdir(parents=True, exist_ok=True)
+        includes = [f"-I{pybind11.get_include()}", f"-I{sysconfig.get_path('include')}"]
+        command = [nvcc, "-shared", "-O3", "-std=c++17", "--cudart", "static", "--threads", "0"]
+        command += ["-Xfatbin", "-compress-all", "-Xptxas", "-v", *codes, *includes]
+        command += ["-Xcompiler", "-fPIC,-fvisibility=hidden,-Wall,-Wextra"]
+        command += [*sources("bind_cuda.cpp", "cuda/*.cu"), "-o", str(target)]
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+        (folder / "nvcc.log").write_text(done.stdout + done.stderr)
         if done.returncode:
             print(f"warning: CUDA kernels not built:\n{done.stderr}")
-            return f"not built: nvcc failed: {done.stderr.strip().splitlines()[-1:]}"
+            return f"not built: nvcc failed: {(done.stderr.strip().splitlines() or ['?'])[-1]}"
         return "built"
-
-    @staticmethod
-    def python_include() -> str:
-        """Folder of Python.h."""
-        import sysconfig
-
-        return sysconfig.get_path("include")
 
 
 class BuildPackage(build_py):

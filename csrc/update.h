@@ -15,6 +15,16 @@ struct UpdateSettings {
   T eps, alpha, background, inverse_norm, decay, gain, lo, hi;
 };
 
+// N of equation 5 from what was reduced over an image of n values: the largest |g|, or the sum of
+// |g| or of g². Its inverse, since kernels multiply.
+SDSGSM_HD double inverse_norm(Normalize normalize, double reduced, int64_t n) {
+  double norm = reduced;
+  if (normalize == Normalize::none) norm = 1.0;
+  if (normalize == Normalize::mean_abs) norm = reduced / double(n);
+  if (normalize == Normalize::rms) norm = sqrt(reduced / double(n));
+  return 1.0 / (norm > 1e-20 ? norm : 1e-20);
+}
+
 template <class T>
 SDSGSM_HD T larger(T a, T b) {
   return a > b ? a : b;

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 import sysconfig
@@ -24,7 +25,8 @@ def isolated(*arguments: str, site: Path, cwd: Path) -> subprocess.CompletedProc
 
 
 def python(*arguments: str, cwd: Path, **env: str) -> subprocess.CompletedProcess[str]:
-    clean = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "SDSGSM_BUILD")}
+    ours = ("PYTHONPATH", "SDSGSM_BUILD", "SDSGSM_CUDA_ARCHITECTURES")
+    clean = {k: v for k, v in os.environ.items() if k not in ours}
     return subprocess.run(
         [sys.executable, *arguments], cwd=cwd, env={**clean, **env}, capture_output=True, text=True
     )
@@ -78,12 +80,18 @@ def test_import_is_silent_and_touches_no_gpu(tmp_path: Path) -> None:
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
-@pytest.mark.parametrize("mode", ["auto", "none", "no compiler"])
+NO_COMPILER = {"CC": "/none/cc", "CXX": "/none/c++"}
+MODES = {
+    "auto": {"SDSGSM_CUDA_ARCHITECTURES": "90"},  # one, for the time that it takes
+    "cpu": {"SDSGSM_BUILD": "cpu"},
+    "none": {"SDSGSM_BUILD": "none"},
+    "no compiler": NO_COMPILER,
+}
+
+
+@pytest.mark.parametrize("mode", MODES)
 def test_the_wheel_works_outside_the_tree(tmp_path: Path, mode: str) -> None:
-    env = (
-        {"SDSGSM_BUILD": mode} if mode != "no compiler" else {"CC": "/none/cc", "CXX": "/none/c++"}
-    )
-    site = build(tmp_path, **env)
+    site = build(tmp_path, **MODES[mode])
     empty = tmp_path / "empty"
     empty.mkdir()
     done = isolated("-c", ATTACK, site=site, cwd=empty)
@@ -92,9 +100,10 @@ def test_the_wheel_works_outside_the_tree(tmp_path: Path, mode: str) -> None:
     assert success == "6 torch.Size([6, 8, 8])"
     assert location.startswith(str(site))
     compiled = list((site / "sdsgsm_fast").glob("*.so"))
-    if mode == "auto":
+    if mode in ("auto", "cpu"):
         assert native.startswith("available, using ")
-        assert len(compiled) == 1
+        cuda = mode == "auto" and shutil.which("nvcc") is not None
+        assert len(compiled) == 1 + cuda
     else:
         assert not compiled
         reason = "SDSGSM_BUILD=none" if mode == "none" else "no C.. compiler: ./none/c"
@@ -107,10 +116,10 @@ def test_the_wheel_works_outside_the_tree(tmp_path: Path, mode: str) -> None:
 
 def test_a_build_leaves_nothing_of_an_earlier_one(tmp_path: Path) -> None:
     """A second build in the same tree has neither deleted files nor old kernels."""
-    site = build(tmp_path)
+    site = build(tmp_path, SDSGSM_BUILD="cpu")
     source = tmp_path / "source"
     (source / "sdsgsm_fast" / "junk.py").write_text("")
-    for step, env in enumerate(({}, {"CC": "/none/cc", "CXX": "/none/c++"})):
+    for step, env in enumerate(({"SDSGSM_BUILD": "cpu"}, NO_COMPILER)):
         wheels = tmp_path / f"again{step}"
         done = python(
             *("-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation"),
@@ -128,13 +137,18 @@ def test_a_build_leaves_nothing_of_an_earlier_one(tmp_path: Path) -> None:
 
 def test_a_forced_build_without_a_compiler_fails(tmp_path: Path) -> None:
     with pytest.raises(AssertionError, match="/none/c"):
-        build(tmp_path, SDSGSM_BUILD="cpu", CC="/none/cc", CXX="/none/c++")
+        build(tmp_path, SDSGSM_BUILD="cpu", **NO_COMPILER)
 
 
 def test_an_unknown_build_mode_is_named(tmp_path: Path) -> None:
     done = python(str(ROOT / "setup.py"), "--version", cwd=tmp_path, SDSGSM_BUILD="fast")
     assert done.returncode != 0
     assert "SDSGSM_BUILD: expected auto, cpu or none, found 'fast'" in done.stderr
+    done = python(
+        str(ROOT / "setup.py"), "--version", cwd=tmp_path, SDSGSM_CUDA_ARCHITECTURES="90 hopper"
+    )
+    assert done.returncode != 0
+    assert "SDSGSM_CUDA_ARCHITECTURES: expected numbers such as 90" in done.stderr
 
 
 def test_the_python_of_the_readme_runs(tmp_path: Path) -> None:

@@ -13,22 +13,6 @@ void copy_row(const OccludeCall& call, int64_t from, int64_t to, int64_t step, C
   }
 }
 
-template <class T>
-float rounded(float value) {
-  T held;
-  store(&held, value);
-  return load(&held);
-}
-
-// The fill as a pixel would come out: rounded to the images' type, normalised.
-template <class C>
-C filled(const OccludeCall& call, int64_t c) {
-  C value = C(call.fill[c]);
-  if (call.image_type == DType::float16) value = C(rounded<Half>(float(value)));
-  if (call.image_type == DType::bfloat16) value = C(rounded<BFloat16>(float(value)));
-  return normalised(value, C(call.mean[c]), C(call.std[c]));
-}
-
 // One row of pixels, clean, of image b: into the place of the image's first copy.
 template <class C>
 void clean_row(const OccludeCall& call, int64_t b, int64_t y) {
@@ -50,7 +34,7 @@ void fill_window(const OccludeCall& call, int64_t copy) {
   for (int64_t c = 0; c < channels; ++c) {
     C fill[kBlock];
     const int64_t most = smaller(kBlock, w.right - w.left);
-    for (int64_t i = 0; i < most; ++i) fill[i] = filled<C>(call, c);
+    for (int64_t i = 0; i < most; ++i) fill[i] = filled(call.image_type, C(call.fill[c]), C(call.mean[c]), C(call.std[c]));
     for (int64_t y = w.top; y < w.bottom; ++y) {
       const int64_t row = call.channels_last ? y * width * channels + c : (c * height + y) * width;
       for (int64_t x = w.left; x < w.right; x += most)
@@ -62,13 +46,13 @@ void fill_window(const OccludeCall& call, int64_t copy) {
 
 // The clean image is normalised, converted and laid out once; its copies are copies of memory.
 template <class C>
-void occlude_batch(const OccludeCall& call) {
+void occlude_batch(const OccludeCall& call, int threads) {
   const int64_t copies = call.batch * call.count, height = call.grid.height;
   const int64_t size = call.channels * height * call.grid.width;
   const int64_t bytes = size * size_of(call.out_type);
-  parallel_for(workers(call.threads, call.batch * height, call.batch * size), call.batch * height,
+  parallel_for(workers(threads, call.batch * height, call.batch * size), call.batch * height,
                [&](int64_t row) { clean_row<C>(call, row / height, row % height); });
-  parallel_for(workers(call.threads, copies, copies * size), copies, [&](int64_t copy) {
+  parallel_for(workers(threads, copies, copies * size), copies, [&](int64_t copy) {
     if (copy % call.count == 0) return;  // still the source of the others
     char* out = static_cast<char*>(call.out);
     memcpy(out + copy * bytes, out + copy / call.count * call.count * bytes, size_t(bytes));
@@ -77,7 +61,7 @@ void occlude_batch(const OccludeCall& call) {
   for (int64_t b = 0; b < call.batch; ++b) fill_window<C>(call, b * call.count);
 }
 
-void occlude(const OccludeCall& call) {
-  if (call.image_type == DType::float64) return occlude_batch<double>(call);
-  occlude_batch<float>(call);
+void occlude(const OccludeCall& call, int threads) {
+  if (call.image_type == DType::float64) return occlude_batch<double>(call, threads);
+  occlude_batch<float>(call, threads);
 }

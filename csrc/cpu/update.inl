@@ -58,9 +58,9 @@ double reduced(const UpdateCall& call, int64_t start, int64_t n) {
   return total;
 }
 
-// N of equation 5 for one image.
+// 1 / N of equation 5 for one image.
 template <class C>
-double norm_of(const UpdateCall& call, int64_t b, int team) {
+double inverse_norm_of(const UpdateCall& call, int64_t b, int team) {
   const Chunks chunks = chunks_of(call);
   if (call.normalize == Normalize::none || chunks.values == 0) return 1.0;
   double part[kMaxChunks], total = 0.0;
@@ -69,9 +69,7 @@ double norm_of(const UpdateCall& call, int64_t b, int team) {
   });
   const bool most = call.normalize == Normalize::max_abs;
   for (int64_t k = 0; k < chunks.count; ++k) total = most ? larger(total, part[k]) : total + part[k];
-  if (most) return total;
-  const double mean = total / double(chunks.values);
-  return call.normalize == Normalize::mean_abs ? mean : __builtin_sqrt(mean);
+  return inverse_norm(call.normalize, total, chunks.values);
 }
 
 // Elements start … start + n - 1 of `values`, each repeated `channels` times. Three channels have a
@@ -184,7 +182,7 @@ template <class C>
 void update_image(const UpdateCall& call, int64_t b, int team) {
   if (call.active && !call.active[b]) return keep_image<C>(call, b);
   const Chunks chunks = chunks_of(call);
-  const C inverse_norm = C(1.0 / larger(norm_of<C>(call, b, team), 1e-20));
+  const C inverse_norm = C(inverse_norm_of<C>(call, b, team));
   const UpdateSettings<C> s{value_for<C>(call.eps, b),
                             value_for<C>(call.alpha, b) * C(call.sign),
                             value_for<C>(call.background, b),
@@ -196,10 +194,10 @@ void update_image(const UpdateCall& call, int64_t b, int team) {
 }
 
 template <class C>
-void update_batch(const UpdateCall& call) {
+void update_batch(const UpdateCall& call, int threads) {
   const Chunks chunks = chunks_of(call);
-  const int over_images = workers(call.threads, call.batch, call.batch * chunks.values);
-  const int within = workers(call.threads, chunks.count, chunks.values);
+  const int over_images = workers(threads, call.batch, call.batch * chunks.values);
+  const int within = workers(threads, chunks.count, chunks.values);
   if (within > over_images) {
     for (int64_t b = 0; b < call.batch; ++b) update_image<C>(call, b, within);
     return;
@@ -207,7 +205,7 @@ void update_batch(const UpdateCall& call) {
   parallel_for(over_images, call.batch, [&](int64_t b) { update_image<C>(call, b, 1); });
 }
 
-void update(const UpdateCall& call) {
-  if (call.image_type == DType::float64) return update_batch<double>(call);
-  update_batch<float>(call);
+void update(const UpdateCall& call, int threads) {
+  if (call.image_type == DType::float64) return update_batch<double>(call, threads);
+  update_batch<float>(call, threads);
 }

@@ -11,7 +11,7 @@ from . import native, reference, triton
 
 NAMES = ("auto", "reference", "native", "triton")
 
-_KERNELS = {"native": native, "triton": triton}
+_KERNELS: dict[str, ModuleType] = {"native": native, "triton": triton}
 
 
 def choose(backend: str, tensor: Tensor) -> ModuleType:
@@ -35,7 +35,8 @@ def choose(backend: str, tensor: Tensor) -> ModuleType:
     if backend == "reference":
         return reference
     kernels = _KERNELS[backend]
-    if reason := kernels.why_missing():
+    kind = native.kind_of(tensor) or "cpu"
+    if reason := native.why_missing(kind) if backend == "native" else triton.why_missing():
         raise RuntimeError(f"backend: {backend!r} is missing: {reason}")
     if not kernels.supports(tensor):
         found = f"{tensor.dtype} on {tensor.device}"
@@ -45,10 +46,9 @@ def choose(backend: str, tensor: Tensor) -> ModuleType:
 
 def report() -> dict[str, str]:
     """Tell for each backend whether it is there, or why it is not."""
-    missing = native.why_missing()
     return {
         "reference": "available",
-        "native (CPU)": missing or f"available, using {native.isa()}",
-        "native (CUDA)": native.build_outcome("cuda"),
+        "native (CPU)": native.why_missing("cpu") or f"available, using {native.isa()}",
+        "native (CUDA)": native.why_missing("cuda") or "available",
         "triton": triton.why_missing() or "available",
     }

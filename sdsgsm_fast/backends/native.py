@@ -1,4 +1,4 @@
-"""The compiled CPU kernels of csrc: tensors in, raw addresses out."""
+"""The compiled kernels of csrc, on the CPU and on CUDA: tensors in, raw addresses out."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import ctypes
 import ctypes.util
 import importlib
 import json
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from types import ModuleType
@@ -13,11 +14,11 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-from ..numerics import Setting
+from ..numerics import Setting, compute_dtype
 from ..windows import Windows
-from .calls import Occlude, Update
+from .calls import Occlude, Update, on_device
 
-INTERFACE = 1  # of the compiled module; raised whenever its functions change
+INTERFACE = 2  # of the compiled modules; raised whenever their functions change
 
 _DTYPES = {torch.float32: 0, torch.float64: 1, torch.float16: 2, torch.bfloat16: 3}
 _NORMALIZE = {"none": 0, "mean_abs": 1, "max_abs": 2, "rms": 3}
@@ -35,17 +36,17 @@ def _openmp_is_loaded() -> bool:
 
 
 @cache
-def _load() -> tuple[ModuleType | None, str]:
-    """Import the compiled module once; returns it, or None and the reason."""
+def _load(kind: str) -> tuple[ModuleType | None, str]:
+    """Import a compiled module, "cpu" or "cuda", once; returns it, or None and the reason."""
     try:
-        if not _openmp_is_loaded():
+        if kind == "cpu" and not _openmp_is_loaded():
             return None, "no OpenMP runtime was found"
-        module = importlib.import_module("sdsgsm_fast._native_cpu")
+        module = importlib.import_module(f"sdsgsm_fast._native_{kind}")
         if getattr(module, "interface", 0) != INTERFACE:
             return None, "the compiled module belongs to another version; install again"
         return module, ""
     except ModuleNotFoundError:
-        return None, build_outcome("cpu")
+        return None, build_outcome(kind)
     except (ImportError, OSError) as error:
         return None, f"the compiled module does not load: {error}"
 
@@ -62,25 +63,41 @@ def build_outcome(module: str) -> str:
     return outcome
 
 
-def why_missing() -> str:
-    """Why the kernels cannot be used; empty where they can."""
-    return _load()[1]
+def why_missing(kind: str) -> str:
+    """Why the kernels of a kind, "cpu" or "cuda", cannot be used; empty where they can."""
+    reason = _load(kind)[1]
+    if not reason and kind == "cuda" and not torch.cuda.is_available():
+        return "no CUDA device"
+    return reason
 
 
 def isa() -> str:
-    """Name of the instruction set in use."""
-    return str(_kernels().isa())
+    """Name of the CPU's instruction set in use."""
+    return str(_module("cpu").isa())
 
 
-def supports(images: Tensor) -> bool:
-    """Whether the kernels take tensors of this device."""
-    return images.is_cpu and _load()[0] is not None
+def kind_of(tensor: Tensor) -> str:
+    """The kind of kernels that takes a tensor: "cpu", "cuda", or "" for none."""
+    return "cpu" if tensor.is_cpu else "cuda" if tensor.is_cuda else ""
 
 
-def _kernels() -> ModuleType:
-    module, _ = _load()
+def supports(tensor: Tensor) -> bool:
+    """Whether there are kernels for tensors of this device."""
+    kind = kind_of(tensor)
+    return kind != "" and _load(kind)[0] is not None
+
+
+def _module(kind: str) -> ModuleType:
+    module, _ = _load(kind)
     assert module is not None, "chosen only where supports() is true"
     return module
+
+
+def _where(tensor: Tensor) -> tuple[int, ...]:
+    """What a kernel needs besides its arguments: threads, or a device and its stream."""
+    if tensor.is_cpu:
+        return (torch.get_num_threads(),)
+    return tensor.get_device(), torch.cuda.current_stream(tensor.device).cuda_stream
 
 
 def _address(tensor: Tensor | None) -> int:
@@ -94,16 +111,53 @@ def _setting(value: Setting) -> tuple[int, float]:
 
 def update(out: Tensor, momentum_out: Tensor | None, u: Update) -> None:
     """Equations 3 and 5 to 7 in one pass; see `reference.update`."""
+    if kind_of(out) == "cuda":
+        return _update_cuda(out, momentum_out, u)
+    _run_update(_module("cpu"), out, momentum_out, u, *_where(out))
+
+
+def _update_cuda(out: Tensor, momentum_out: Tensor | None, u: Update) -> None:
+    """Give the kernel what it asks for: 16-byte alignment, float64 all through or nowhere."""
+    kernels, where = _module("cuda"), _where(out)
+    values, dtype = u.adv[0].numel(), compute_dtype(u.adv)
+    scratch = kernels.update_scratch(len(u.adv), values, _DTYPES[u.adv.dtype], where[0])
+    partial = out.new_empty(scratch, dtype=torch.float64)
+    exact = torch.float64 in (u.adv.dtype, u.grad.dtype)
+    ready = replace(
+        u,
+        adv=_aligned(u.adv),
+        images=_aligned(u.images),
+        grad=_aligned(u.grad.to(dtype) if exact else u.grad),
+        domain=None if u.domain is None else _aligned(u.domain),
+        momentum=None if u.momentum is None else _aligned(u.momentum),
+    )
+    new = _aligned(out)
+    new_momentum = None if momentum_out is None else _aligned(momentum_out)
+    _run_update(kernels, new, new_momentum, ready, *where, partial.data_ptr())
+    if new is not out:
+        out.copy_(new)
+    if momentum_out is not None and new_momentum is not momentum_out:
+        momentum_out.copy_(new_momentum)
+    return None
+
+
+def _aligned(tensor: Tensor) -> Tensor:
+    return tensor.clone() if tensor.data_ptr() % 16 else tensor
+
+
+def _run_update(
+    kernels: ModuleType, out: Tensor, momentum_out: Tensor | None, u: Update, *where: int
+) -> None:
     batch, channels, height, width = u.adv.shape
     lo, hi = u.bounds
     # Spelled out: a generator for each group would double the cost of a small call.
-    _kernels().update(
+    kernels.update(
         u.adv.data_ptr(), out.data_ptr(), u.images.data_ptr(), u.grad.data_ptr(),
         _address(u.domain), _address(u.momentum), _address(momentum_out), _address(u.active),
         _setting(u.eps), _setting(u.alpha), _setting(u.background),
         batch, channels, height * width, not u.adv.is_contiguous(),
         _DTYPES[u.adv.dtype], _DTYPES[u.grad.dtype],
-        u.gain, u.decay, lo, hi, u.sign, _NORMALIZE[u.normalize], torch.get_num_threads(),
+        u.gain, u.decay, lo, hi, u.sign, _NORMALIZE[u.normalize], *where,
     )  # fmt: skip
 
 
@@ -114,16 +168,17 @@ def _grid(windows: Windows) -> tuple[int, ...]:
 
 def occlude(out: Tensor, o: Occlude) -> None:
     """Zeroed-out, normalised and converted copies in one pass; see `reference.occlude`."""
-    _kernels().occlude(
-        *(_address(o.images), _address(out), o.fill, o.mean, o.std),
+    constants = [on_device(v, torch.float64, out.device) for v in (o.fill, o.mean, o.std)]
+    _module(kind_of(out)).occlude(
+        *(o.images.data_ptr(), out.data_ptr(), *(v.data_ptr() for v in constants)),
         *(*o.images.shape[:2], o.first, o.count, _grid(o.windows), not out.is_contiguous()),
-        *(_DTYPES[o.images.dtype], _DTYPES[out.dtype], torch.get_num_threads()),
+        *(_DTYPES[o.images.dtype], _DTYPES[out.dtype], *_where(out)),
     )
 
 
 def window_mean(out: Tensor, scores: Tensor, windows: Windows) -> None:
     """Equation 2; see `reference.window_mean`."""
-    _kernels().window_mean(
-        *(_address(scores), _address(out), len(scores), _grid(windows), _DTYPES[out.dtype]),
-        torch.get_num_threads(),
+    _module(kind_of(out)).window_mean(
+        *(scores.data_ptr(), out.data_ptr(), len(scores), _grid(windows), _DTYPES[out.dtype]),
+        *_where(out),
     )

@@ -1,0 +1,63 @@
+"""The CUDA module where nvcc is found: compiled cleanly, loaded without a driver."""
+
+from __future__ import annotations
+
+import importlib
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from sdsgsm_fast.backends import native
+
+ROOT = Path(__file__).parents[1]
+MOST_REGISTERS = 128
+
+pytestmark = pytest.mark.skipif(shutil.which("nvcc") is None, reason="nvcc was not found")
+
+
+@pytest.fixture(scope="module")
+def log() -> str:
+    """What nvcc said when this tree was built."""
+    return max(ROOT.glob("build/temp*/nvcc.log"), key=lambda p: p.stat().st_mtime).read_text()
+
+
+def test_it_is_built_and_of_this_version() -> None:
+    assert native.build_outcome("cuda") != "not built"
+    module, reason = native._load("cuda")
+    assert module is not None, reason
+
+
+def test_it_compiles_without_warnings_or_spills_for_every_architecture(log: str) -> None:
+    assert "warning" not in log.replace("ptxas info", "")
+    kernels = re.findall(r"Compiling entry function '(\w+)' for 'sm_(\d+)'", log)
+    assert {arch for _, arch in kernels} == {"80", "90", "100"}
+    assert len(kernels) > 3 * 40
+    stacks = re.findall(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+)", log)
+    assert len(stacks) == len(kernels)
+    assert set(stacks) == {("0", "0", "0")}
+    registers = [int(n) for n in re.findall(r"Used (\d+) registers", log)]
+    assert len(registers) == len(kernels)
+    assert max(registers) <= MOST_REGISTERS
+
+
+def test_it_loads_without_a_driver_and_reports_the_lack_of_one() -> None:
+    program = (
+        "import sdsgsm_fast._native_cuda as m, sys\n"
+        "assert 'torch' in sys.modules\n"  # by way of the package
+        "try: m.update_scratch(1, 3072, 0, 0)\n"
+        "except RuntimeError as error: assert 'CUDA: ' in str(error), error\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_it_links_no_cuda_library() -> None:
+    path = importlib.import_module("sdsgsm_fast._native_cuda").__file__
+    linked = subprocess.run(["readelf", "-d", str(path)], capture_output=True, text=True).stdout
+    needed = re.findall(r"NEEDED.*\[(.+)\]", linked)
+    assert needed
+    assert not [name for name in needed if re.search("cuda|torch|c10|gomp|nv", name)]

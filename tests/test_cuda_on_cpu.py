@@ -1,0 +1,152 @@
+"""The CUDA kernels without a GPU: their very sources, compiled by g++, a system thread a CUDA thread.
+
+What this shows is that every value is computed once, from the right places, with the right formula;
+see cuda_on_cpu/cuda_runtime.h for what it cannot show.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+import subprocess
+import sysconfig
+from pathlib import Path
+from types import ModuleType
+
+import pybind11
+import pytest
+import test_conformance
+import torch
+from conformance import Case, of_kind
+from test_kernels import given, settings, ulp
+from torch import Tensor
+
+from sdsgsm_fast import ops
+from sdsgsm_fast.backends import native
+
+ROOT = Path(__file__).parents[1]
+ONE_PASS, TWO_PASSES = (5, 3, 32, 32), (2, 3, 101, 97)
+SHAPES = [(1, 1, 1, 1), (3, 3, 5, 7), (7, 1, 3, 3), ONE_PASS, (2, 3, 52, 52), TWO_PASSES]
+FLOATS = [torch.float32, torch.float16, torch.bfloat16, torch.float64]
+
+
+@pytest.fixture(scope="module")
+def emulated(tmp_path_factory: pytest.TempPathFactory) -> ModuleType:
+    target = tmp_path_factory.mktemp("emulated") / "_native_cuda.so"
+    sources = [*(ROOT / "csrc" / "cuda").glob("*.cu"), ROOT / "csrc" / "bind_cuda.cpp"]
+    includes = [
+        ROOT / "tests" / "cuda_on_cpu",
+        pybind11.get_include(),
+        sysconfig.get_path("include"),
+    ]
+    done = subprocess.run(
+        ["g++", "-std=c++17", "-O1", "-g", "-shared", "-fsanitize=alignment", "-fno-sanitize-recover", "-fPIC", "-pthread", "-Wno-psabi",
+         *(f"-I{path}" for path in includes), "-x", "c++", *sources, "-o", target],
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    spec = importlib.util.spec_from_file_location("_native_cuda", target)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(autouse=True)
+def _use(emulated: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have backend "native" take CPU tensors for CUDA's."""
+    monkeypatch.setattr(native, "kind_of", lambda tensor: "cuda")
+    monkeypatch.setattr(native, "_module", lambda kind: emulated)
+    monkeypatch.setattr(native, "_load", lambda kind: (emulated, ""))
+    monkeypatch.setattr(native, "why_missing", lambda kind: "")
+    monkeypatch.setattr(native, "_where", lambda tensor: (0, 0))
+
+
+def both(t: dict[str, Tensor], **extra: object) -> tuple[tuple[Tensor, Tensor], ...]:
+    arguments = {**t, **extra}
+    positional = [arguments.pop(name) for name in ("adv", "images", "grad", "domain")]
+    return tuple(ops.update(*positional, **arguments, backend=b) for b in ("native", "reference"))
+
+
+@pytest.mark.parametrize("in_place", [False, True])
+@pytest.mark.parametrize("case", of_kind("update"), ids=repr)
+def test_conformance_update(case: Case, in_place: bool) -> None:
+    test_conformance.test_update(case, "native", in_place)
+
+
+@pytest.mark.parametrize("case", of_kind("window_mean"), ids=repr)
+def test_conformance_window_mean(case: Case) -> None:
+    test_conformance.test_window_mean(case, "native")
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+@pytest.mark.parametrize("grad_dtype", FLOATS, ids=str)
+def test_update_agrees(shape: tuple[int, ...], dtype: torch.dtype, grad_dtype: torch.dtype) -> None:
+    t = given(shape, dtype, grad_dtype)
+    i = SHAPES.index(shape) * 4 + FLOATS.index(dtype) + FLOATS.index(grad_dtype)
+    (adv, v), (expected, expected_v) = both(t, **settings(i))
+    tolerance = 2e-6 if dtype in (torch.float32, torch.float64) else ulp(dtype)
+    assert torch.allclose(adv.double(), expected.double(), atol=tolerance, rtol=0)
+    assert torch.allclose(v, expected_v, atol=2e-5, rtol=2e-5)
+
+
+@pytest.mark.parametrize("shape", [ONE_PASS, TWO_PASSES, (3, 3, 9, 7)], ids=str)
+@pytest.mark.parametrize("normalize", ops.NORMALIZE)
+def test_norms_and_defaults(shape: tuple[int, ...], normalize: str) -> None:
+    t = {k: v for k, v in given(shape, torch.float32, torch.float32).items() if k != "momentum"}
+    t["grad"][0] *= 1 / t["grad"][0].abs().max()
+    t["grad"][0] *= 1e38  # its sum overflows a float
+    t["grad"][-1] *= 1e-30  # its squares vanish in one
+    (adv, v), (expected, _) = both({**t, "active": None, "domain": None}, normalize=normalize)
+    assert v is None
+    assert torch.allclose(adv, expected, atol=2e-6, rtol=0)
+
+
+@pytest.mark.parametrize("shape", [(3, 3, 9, 7), (2, 3, 16, 16), TWO_PASSES], ids=str)
+def test_channels_last_in_place_with_canaries(shape: tuple[int, ...]) -> None:
+    t = given(shape, torch.float32, torch.bfloat16)
+    expected, expected_v = both(t, decay=0.9)[1]
+    canary, count = 12345.0, math.prod(shape)
+    last = {k: v.contiguous(memory_format=torch.channels_last) if v.ndim == 4 else v
+            for k, v in t.items()}  # fmt: skip
+    for first in (32, 33):  # aligned and not
+        backing = {k: torch.full((count + 64,), canary) for k in ("adv", "momentum")}
+        for k, whole in backing.items():
+            b, c, h, w = shape
+            view = whole[first : first + count].view(b, h, w, c).permute(0, 3, 1, 2)
+            last[k] = view.copy_(t[k])
+        arguments = dict(last)
+        positional = [arguments.pop(k) for k in ("adv", "images", "grad", "domain")]
+        ops.update_(*positional, **arguments, decay=0.9, backend="native")
+        assert torch.allclose(last["adv"], expected, atol=2e-6, rtol=0)
+        assert torch.allclose(last["momentum"], expected_v, atol=2e-5, rtol=2e-5)
+        for whole in backing.values():
+            assert torch.all(whole[:first] == canary)
+            assert torch.all(whole[first + count :] == canary)
+
+
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+@pytest.mark.parametrize("out", FLOATS, ids=str)
+@pytest.mark.parametrize("last", [False, True])
+def test_occlude_agrees(dtype: torch.dtype, out: torch.dtype, last: bool) -> None:
+    images = torch.rand(3, 3, 11, 13, dtype=torch.float64).to(dtype)
+    options = {"patch": (4, 5), "stride": (3, 2), "fill": (0.1, 0.7, 0.3), "mean": 0.4,
+               "std": (0.2, 0.3, 0.4), "dtype": out, "channels_last": last}  # fmt: skip
+    found, expected = (
+        ops.occlude(images, 2, 9, **options, backend=b) for b in ("native", "reference")
+    )
+    assert found.stride() == expected.stride()
+    tolerance = 4 * ulp(out) if out in (torch.float16, torch.bfloat16) else 2e-6
+    assert torch.allclose(found.double(), expected.double(), atol=tolerance, rtol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_window_mean_has_the_same_bits(dtype: torch.dtype) -> None:
+    scores = torch.randn(3, 4, 5, dtype=dtype)
+    found, expected = (
+        ops.window_mean(scores, 11, 13, patch=(4, 5), stride=(3, 2), backend=b)
+        for b in ("native", "reference")
+    )
+    assert torch.equal(found, expected)
