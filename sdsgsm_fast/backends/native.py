@@ -113,7 +113,7 @@ def update(out: Tensor, momentum_out: Tensor | None, u: Update) -> None:
     """Equations 3 and 5 to 7 in one pass; see `reference.update`."""
     if kind_of(out) == "cuda":
         return _update_cuda(out, momentum_out, u)
-    _run_update(_module("cpu"), out, momentum_out, u, *_where(out))
+    _run_update(_module("cpu"), out, momentum_out, u, torch.get_num_threads())
 
 
 def _update_cuda(out: Tensor, momentum_out: Tensor | None, u: Update) -> None:
@@ -136,9 +136,8 @@ def _update_cuda(out: Tensor, momentum_out: Tensor | None, u: Update) -> None:
     _run_update(kernels, new, new_momentum, ready, *where, partial.data_ptr())
     if new is not out:
         out.copy_(new)
-    if momentum_out is not None and new_momentum is not momentum_out:
+    if momentum_out is not None and new_momentum is not None and new_momentum is not momentum_out:
         momentum_out.copy_(new_momentum)
-    return None
 
 
 def _aligned(tensor: Tensor) -> Tensor:
