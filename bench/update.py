@@ -4,8 +4,9 @@
 
 Each row is one shape and gradient dtype: milliseconds (median of interleaved rounds and spread),
 the largest deviation from the reference of what was timed, the bandwidth (bytes that the update
-must move: adv, images and gradient read, adv written, the domain read once, over the time) and its
-share of a triad with the same streams, ``addcmul(a, b, c, out=a)``, measured in the same rounds.
+must move: adv, images and gradient read, adv written, the domain read once, over the time) and
+its share of a triad with the same streams, ``addcmul(a, b, c, out=a)``, and of a plain copy, both
+measured in the same rounds.
 """
 
 from __future__ import annotations
@@ -60,6 +61,7 @@ def candidates(t: dict[str, Tensor], *, compile: bool) -> dict[str, Callable[[],
     """What is timed, by name."""
     triad = [torch.rand_like(t["adv"]) for _ in range(3)]
     found: dict[str, Callable[[], Any]] = {
+        "copy": lambda: triad[1].copy_(triad[2]),
         "triad": lambda: torch.addcmul(triad[0], triad[1], triad[2], value=1e-9, out=triad[0]),
         "eager": lambda: eager(t),
     }
@@ -81,7 +83,7 @@ def deviations(t: dict[str, Tensor], timed: dict[str, Callable[[], Any]]) -> dic
     expected = eager(wide)
     worst = {}
     for name, run in timed.items():
-        if name != "triad":
+        if name not in ("copy", "triad"):
             t["adv"].copy_(start)
             run()
             worst[name] = float((t["adv"] - expected).abs().max())
@@ -98,15 +100,17 @@ def measure(shape: tuple[int, ...], grad_dtype: torch.dtype, args: argparse.Name
     traffic = values * (3 * 4 + t["grad"].element_size()) + t["domain"].numel() * 4
     rounds = max(7, min(200, int(2e8 / values) if not args.quick else 5))
     times: dict[str, Timing] = interleaved(timed, rounds=rounds)
-    triad = 4 * 4 * values / times["triad"].median
+    bytes_of = {
+        name: {"copy": 8 * values, "triad": 16 * values}.get(name, traffic) for name in times
+    }
+    bandwidth = {name: bytes_of[name] / time.median for name, time in times.items()}
     return [
         {
             "shape": list(shape), "grad": str(grad_dtype).removeprefix("torch."), "name": name,
             "ms": 1e3 * time.median, "spread": time.spread,
-            "times_eager": times["eager"].median / time.median,
-            "GB/s": (16 * values if name == "triad" else traffic) / time.median / 1e9,
-            "share_of_triad": (16 * values if name == "triad" else traffic) / time.median / triad,
-            "deviation": worst.get(name),
+            "times_eager": times["eager"].median / time.median, "bytes": bytes_of[name],
+            "GB/s": bandwidth[name] / 1e9, "share_of_triad": bandwidth[name] / bandwidth["triad"],
+            "share_of_copy": bandwidth[name] / bandwidth["copy"], "deviation": worst.get(name),
         }
         for name, time in times.items()
     ]  # fmt: skip
@@ -133,7 +137,7 @@ def line(row: dict[str, Any]) -> str:
     return (
         f"{shape:>16} {row['grad']:>8} {row['name']:>12} {row['ms']:9.3f} ms ±{row['spread']:4.0%} "
         f"{row['times_eager']:6.1f}× eager {row['GB/s']:7.1f} GB/s {row['share_of_triad']:5.0%} of "
-        f"triad  {deviation}"
+        f"triad {row['share_of_copy']:5.0%} of copy  {deviation}"
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,12 @@ class Case:
 
     def __repr__(self) -> str:
         return self.name
+
+    def to(self, device: str) -> Case:
+        """The same case with its tensors on a device."""
+        inputs = {name: value.to(device) for name, value in self.inputs.items()}
+        expected = {name: value.to(device) for name, value in self.expected.items()}
+        return replace(self, inputs=inputs, expected=expected)
 
 
 def load_cases() -> list[Case]:

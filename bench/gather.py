@@ -1,0 +1,96 @@
+"""Put the logs and figures of bench/gpu.sh into one JSON.
+
+python bench/gather.py FOLDER FILE
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sdsgsm_fast.machine import machine
+from sdsgsm_fast.report import write_json
+
+ROOT = Path(__file__).parents[1]
+
+
+def steps(folder: Path) -> dict[str, Any]:
+    """Outcome, seconds and the last lines of every step."""
+    found = {}
+    for line in (folder / "steps").read_text().splitlines():
+        name, code, start, end = line.split()
+        log = folder / f"{name}.log"
+        last = log.read_text().splitlines()[-12:] if log.is_file() else []
+        seconds = float(end) - float(start)
+        found[name] = {"exit": int(code), "seconds": round(seconds, 1), "log": last}
+    return found
+
+
+def registers() -> dict[str, int]:
+    """Kernels and the most registers and spilled bytes among them, from nvcc's report."""
+    logs = sorted(ROOT.glob("build/temp*/nvcc.log"), key=lambda path: path.stat().st_mtime)
+    text = logs[-1].read_text() if logs else ""
+    used = [int(n) for n in re.findall(r"Used (\d+) registers", text)]
+    spilled = [int(n) for n in re.findall(r"(\d+) bytes spill stores", text)]
+    return {"kernels": len(used), "most": max(used, default=0), "spilled": max(spilled, default=0)}
+
+
+def commit() -> str:
+    """The commit that was measured, with a mark where the tree differs from it."""
+    done = subprocess.run(
+        ["git", "describe", "--always", "--dirty", "--abbrev=12"],
+        cwd=ROOT, capture_output=True, text=True,
+    )  # fmt: skip
+    return done.stdout.strip() or "unknown"
+
+
+def driver() -> str:
+    """Driver of the first GPU."""
+    query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    try:
+        return subprocess.run(query, capture_output=True, text=True).stdout.split("\n")[0]
+    except OSError:
+        return "unknown"
+
+
+def versions() -> dict[str, str]:
+    """Triton, and the CUDA that torch was built for."""
+    try:
+        import triton
+
+        return {"triton": triton.__version__, "cuda": str(torch.version.cuda)}
+    except ImportError:
+        return {"triton": "none", "cuda": str(torch.version.cuda)}
+
+
+def figures(path: Path) -> list[Any]:
+    """Rows of a benchmark; none if it did not finish."""
+    return list(json.loads(path.read_text())["rows"]) if path.is_file() else []
+
+
+def main() -> None:
+    """Write the file and say how the steps ended."""
+    folder, out = Path(sys.argv[1]), Path(sys.argv[2])
+    outcome = steps(folder)
+    found = {
+        "machine": {**machine(), **versions(), "driver": driver()},
+        "commit": commit(),
+        "steps": outcome,
+        "nvcc": registers(),
+        "update": figures(folder / "update.json"),
+        "occlude": figures(folder / "occlude.json"),
+    }
+    write_json(out, found)
+    for name, step in outcome.items():
+        print(f"{name}: " + ("ok" if step["exit"] == 0 else f"exit {step['exit']}"))
+    print(f"wrote {out}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,46 @@
+#!/bin/sh
+# Build, test, sanitize and measure on this machine's GPU, in a few minutes; one JSON of it all.
+#
+#   bench/gpu.sh [FILE]     default: bench/results/gpu.json
+#
+# Takes the python3 on PATH (or $PYTHON) with torch, triton, pytest, scikit-image, safetensors,
+# pybind11 and setuptools, and nvcc; installs nothing, downloads nothing. Each step's outcome and
+# seconds go into the file, failures included; the exit status is 1 if any step failed.
+set -u
+cd "$(dirname "$0")/.."
+out=${1:-bench/results/gpu.json}
+python=${PYTHON:-python3}
+logs=$(mktemp -d)
+export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1
+SDSGSM_CUDA_ARCHITECTURES=$("$python" -c 'import torch; print("%d%d" % torch.cuda.get_device_capability())') || {
+  echo "gpu.sh: no CUDA device for $python" >&2
+  exit 1
+}
+export SDSGSM_CUDA_ARCHITECTURES
+
+failed=0
+step() { # NAME SECONDS COMMAND...: run it, keep its log, outcome and duration
+  name=$1 limit=$2
+  shift 2
+  echo "== $name"
+  start=$(date +%s.%N)
+  timeout "$limit" "$@" >"$logs/$name.log" 2>&1
+  code=$?
+  [ $code -eq 0 ] || failed=1
+  tail -n 12 "$logs/$name.log"
+  echo "$name $code $start $(date +%s.%N)" >>"$logs/steps"
+}
+
+step build 180 "$python" setup.py -q build_ext --inplace
+step tests 240 "$python" -m pytest -q -p no:cacheprovider tests/test_gpu.py
+if sanitizer=$(command -v compute-sanitizer); then
+  for tool in memcheck racecheck; do
+    step $tool 90 "$sanitizer" --tool $tool --error-exitcode 9 "$python" bench/sanitize_gpu.py
+  done
+else
+  echo "compute-sanitizer 127 0 0" >>"$logs/steps"
+fi
+step update 150 "$python" bench/update.py --json "$logs/update.json"
+step occlude 100 "$python" bench/occlude.py --json "$logs/occlude.json"
+"$python" bench/gather.py "$logs" "$out" || failed=1
+exit $failed
