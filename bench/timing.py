@@ -32,11 +32,12 @@ class Timing:
 
 
 def interleaved(
-    candidates: dict[str, Callable[[], object]], *, rounds: int, seed: int = 0
+    candidates: dict[str, Callable[[], object]], *, rounds: int, repeat: int = 1, seed: int = 0
 ) -> dict[str, Timing]:
     """Time `candidates` in interleaved rounds after a warm-up of each.
 
-    On a GPU each call is followed by a wait for the device.
+    A round calls each `repeat` times in a row and counts one call: with more than one, what fits
+    into a cache is in it. On a GPU the last call is followed by a wait for the device.
     """
     wait = torch.cuda.synchronize if torch.cuda.is_available() else lambda: None
     for run in candidates.values():
@@ -49,10 +50,12 @@ def interleaved(
         shuffle(order)
         for name in order:
             wait()
+            run = candidates[name]
             start = time.perf_counter()
-            candidates[name]()
+            for _ in range(repeat):
+                run()
             wait()
-            seconds[name].append(time.perf_counter() - start)
+            seconds[name].append((time.perf_counter() - start) / repeat)
     return {name: _summary(values) for name, values in seconds.items()}
 
 

@@ -87,10 +87,16 @@ SDSGSM_HD T allocation(T background, T m) {
   return background + (T(1) - background) * m;
 }
 
-// Equation 6, with the normalised gradient of equation 5.
+// Equation 5, which is equation 6 where there is no momentum yet.
+template <class T>
+SDSGSM_HD T started(T grad, const UpdateSettings<T>& s) {
+  return grad * s.inverse_norm;
+}
+
+// Equation 6.
 template <class T>
 SDSGSM_HD T velocity(T grad, T momentum, const UpdateSettings<T>& s) {
-  return s.decay * momentum + grad * s.inverse_norm;
+  return s.decay * momentum + started(grad, s);
 }
 
 // The direction of equation 7. `Sign` is the limit κ = ∞, known per call so that loops carry no

@@ -4,7 +4,8 @@
 
 Interval i holds the |x| whose float bits, less those of 2⁻⁴ and shifted right by 21, are i: four
 intervals for each power of two from 2⁻⁴ to 2⁴; the first one reaches down to 0. On each, tanh(x) is
-a polynomial of degree 5 in t = x − centre.
+a polynomial of degree 5 in t = x − centre. In the table an interval stands where the lowest 5 of
+its shifted bits say, so that a lookup needs no subtraction.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import mpmath as mp
 import numpy as np
 
 INTERVALS, DEGREE, NODES = 32, 5, 40
+FIRST = (0x3D800000 >> 21) % INTERVALS  # place of interval 0, from the bits of 2⁻⁴
 
 
 def interval(i: int) -> tuple[float, float]:
@@ -78,8 +80,8 @@ def row(i: int) -> list[float]:
 def main() -> None:
     """Print the table as C++."""
     mp.mp.dps = 40
-    rows = [row(i) for i in range(INTERVALS)]
-    print("// Written by scripts/fit_tanh.py: one column of 32 intervals a line.")
+    rows = [row((place - FIRST) % INTERVALS) for place in range(INTERVALS)]
+    print("// Written by scripts/fit_tanh.py: 32 intervals a column.")
     for name, column in zip(["centre", *range(DEGREE + 1)], zip(*rows, strict=True), strict=True):
         label = "kCentre" if name == "centre" else f"kCoefficient{name}"
         values = [re.sub(r"\.?0*p", "p", float(v).hex()) + "f" for v in column]

@@ -75,14 +75,17 @@ def _check_update(
     if momentum is not None and momentum.dtype != compute_dtype(images):
         raise TypeError(f"momentum: expected {compute_dtype(images)}, found {momentum.dtype}")
     if domain is not None:
-        checks.same_as_images("domain", domain, (shape[0], shape[2], shape[3]), device)
+        of_pixels = (shape[0], shape[2], shape[3])
+        if domain.shape != of_pixels or domain.device != device:
+            checks.same_as_images("domain", domain, of_pixels, device)
     if active is not None:
         if active.dtype != torch.bool:
             raise TypeError(f"active: expected torch.bool, found {active.dtype}")
         checks.same_as_images("active", active, shape[:1], device)
-    for i, value in enumerate(settings):
+    if settings == (None, None, None):
+        return
+    for name, value in zip(("eps", "alpha", "background"), settings, strict=True):
         if value is not None:
-            name = ("eps", "alpha", "background")[i]
             checks.kernel_dtype(name, value.dtype)
             checks.same_as_images(name, value, shape[:1], device)
 
@@ -165,11 +168,24 @@ def _fake_update(adv: Tensor, images: Tensor, *rest: Any) -> tuple[Tensor, Tenso
     return out, _momentum_like(out, momentum is not None or decay > 0)
 
 
-def _update_(adv: Tensor, images: Tensor, *rest: Any) -> None:
+def _update_(
+    adv: Tensor,
+    images: Tensor,
+    grad: Tensor,
+    domain: Tensor | None,
+    momentum: Tensor | None,
+    active: Tensor | None,
+    eps: Tensor | None,
+    alpha: Tensor | None,
+    background: Tensor | None,
+    numbers: Sequence[float],
+    normalize: str,
+    backend: str,
+) -> None:
     """Kernel of `update_`."""
-    *arguments, backend = rest
-    call = _call(adv, images, *arguments)
-    momentum = arguments[2]
+    call = _call(
+        adv, images, grad, domain, momentum, active, eps, alpha, background, numbers, normalize
+    )
     if call.adv is not adv:  # a dense tensor shares no memory among its elements
         checks.writable("adv", adv)
     if call.momentum is not momentum:

@@ -145,8 +145,9 @@ def _arguments(
 
     This runs at every step, so functions are called only for what is not a plain float.
     """
-    for name, value in (("adv", adv), ("images", images), ("grad", grad)):
-        checks.tensor(name, value)
+    if not (isinstance(adv, Tensor) and isinstance(images, Tensor) and isinstance(grad, Tensor)):
+        for name, value in (("adv", adv), ("images", images), ("grad", grad)):
+            checks.tensor(name, value)
     each_eps, eps = _setting("eps", eps)
     each_alpha, alpha = _setting("alpha", alpha)
     each_background, background = _setting("background", background)
@@ -156,8 +157,9 @@ def _arguments(
         checks.number("decay", decay, "a finite number of at least 0", checks.is_size)
     if sign not in (1, -1):
         checks.number("sign", sign, "1 or -1", lambda v: v in (1, -1))
-    checks.choice("normalize", normalize, NORMALIZE)
-    checks.choice("backend", backend, NAMES)
+    if normalize not in NORMALIZE or backend not in NAMES:
+        checks.choice("normalize", normalize, NORMALIZE)
+        checks.choice("backend", backend, NAMES)
     lo, hi = checks.pixel_bounds(bounds)
     return (
         adv, images, grad, domain, momentum, active, each_eps, each_alpha, each_background,

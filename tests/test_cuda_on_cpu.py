@@ -61,6 +61,7 @@ def _use(emulated: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(native, "_load", lambda kind: (emulated, ""))
     monkeypatch.setattr(native, "why_missing", lambda kind: "")
     monkeypatch.setattr(native, "_where", lambda tensor: (0, 0))
+    monkeypatch.setattr(native, "update", native.update_cuda)
 
 
 def both(t: dict[str, Tensor], **extra: object) -> tuple[tuple[Tensor, Tensor], ...]:

@@ -114,7 +114,7 @@ void step_block(const Block<C, G>& k, const UpdateSettings<C>& s) {
   if (k.momentum)
     for (int64_t i = 0; i < k.size; ++i) v[i] = velocity(C(load(k.grad + i)), k.momentum[i], s);
   else
-    for (int64_t i = 0; i < k.size; ++i) v[i] = velocity(C(load(k.grad + i)), C(0), s);
+    for (int64_t i = 0; i < k.size; ++i) v[i] = started(C(load(k.grad + i)), s);
   if (k.momentum_out) memcpy(k.momentum_out, v, size_t(k.size) * sizeof(C));
 #pragma omp simd
   for (int64_t i = 0; i < k.size; ++i)

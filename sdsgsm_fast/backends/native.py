@@ -111,12 +111,12 @@ def _setting(value: Setting) -> tuple[int, float]:
 
 def update(out: Tensor, momentum_out: Tensor | None, u: Update) -> None:
     """Equations 3 and 5 to 7 in one pass; see `reference.update`."""
-    if kind_of(out) == "cuda":
-        return _update_cuda(out, momentum_out, u)
+    if out.is_cuda:
+        return update_cuda(out, momentum_out, u)
     _run_update(_module("cpu"), out, momentum_out, u, torch.get_num_threads())
 
 
-def _update_cuda(out: Tensor, momentum_out: Tensor | None, u: Update) -> None:
+def update_cuda(out: Tensor, momentum_out: Tensor | None, u: Update) -> None:
     """Give the kernel what it asks for: 16-byte alignment, float64 all through or nowhere."""
     kernels, where = _module("cuda"), _where(out)
     values, dtype = u.adv[0].numel(), compute_dtype(u.adv)
