@@ -6,6 +6,7 @@ python bench/gather.py FOLDER FILE
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -42,21 +43,24 @@ def registers() -> dict[str, int]:
 
 
 def commit() -> str:
-    """The commit that was measured, with a mark where the tree differs from it."""
-    done = subprocess.run(
-        ["git", "describe", "--always", "--dirty", "--abbrev=12"],
-        cwd=ROOT, capture_output=True, text=True,
-    )  # fmt: skip
-    return done.stdout.strip() or "unknown"
+    """The commit that was measured, with a mark where the tree differs from it; or $COMMIT."""
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=12"]
+    return os.environ.get("COMMIT") or said(command, ROOT) or "unknown"
+
+
+def said(command: list[str], folder: Path) -> str:
+    """First line of a command's output; empty where there is no such command."""
+    try:
+        done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+    except OSError:
+        return ""
+    return done.stdout.partition("\n")[0].strip()
 
 
 def driver() -> str:
     """Driver of the first GPU."""
     query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
-    try:
-        return subprocess.run(query, capture_output=True, text=True).stdout.split("\n")[0]
-    except OSError:
-        return "unknown"
+    return said(query, ROOT) or "unknown"
 
 
 def versions() -> dict[str, str]:

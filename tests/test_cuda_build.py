@@ -55,6 +55,21 @@ def test_it_loads_without_a_driver_and_reports_the_lack_of_one() -> None:
     assert done.returncode == 0, done.stderr
 
 
+def test_it_carries_code_for_today_and_ptx_for_newer_gpus() -> None:
+    path = str(importlib.import_module("sdsgsm_fast._native_cuda").__file__)
+    triton = pytest.importorskip("triton")
+    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+
+    def listed(option: str) -> str:
+        return subprocess.run([tool, option, path], capture_output=True, text=True).stdout
+
+    assert set(re.findall(r"sm_(\d+)", listed("-lelf"))) == {"80", "90", "100"}
+    assert set(re.findall(r"sm_(\d+)", listed("-lptx"))) == {"100"}
+    assembly = listed("-sass")
+    assert "LDG.E.128" in assembly
+    assert "STG.E.128" in assembly
+
+
 def test_it_links_no_cuda_library() -> None:
     path = importlib.import_module("sdsgsm_fast._native_cuda").__file__
     linked = subprocess.run(["readelf", "-d", str(path)], capture_output=True, text=True).stdout

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
 import subprocess
 import sys
 import sysconfig
+import tomllib
 import zipfile
 from pathlib import Path
 
@@ -83,7 +85,7 @@ def test_import_is_silent_and_touches_no_gpu(tmp_path: Path) -> None:
 NO_COMPILER = {"CC": "/none/cc", "CXX": "/none/c++"}
 MODES = {
     "auto": {"SDSGSM_CUDA_ARCHITECTURES": "90"},  # one, for the time that it takes
-    "cpu": {"SDSGSM_BUILD": "cpu"},
+    "no nvcc": {"PATH": "/usr/bin:/bin", "CUDA_HOME": "/none"},
     "none": {"SDSGSM_BUILD": "none"},
     "no compiler": NO_COMPILER,
 }
@@ -100,7 +102,7 @@ def test_the_wheel_works_outside_the_tree(tmp_path: Path, mode: str) -> None:
     assert success == "6 torch.Size([6, 8, 8])"
     assert location.startswith(str(site))
     compiled = list((site / "sdsgsm_fast").glob("*.so"))
-    if mode in ("auto", "cpu"):
+    if mode in ("auto", "no nvcc"):
         assert native.startswith("available, using ")
         cuda = mode == "auto" and shutil.which("nvcc") is not None
         assert len(compiled) == 1 + cuda
@@ -108,6 +110,9 @@ def test_the_wheel_works_outside_the_tree(tmp_path: Path, mode: str) -> None:
         assert not compiled
         reason = "SDSGSM_BUILD=none" if mode == "none" else "no C.. compiler: ./none/c"
         assert re.match(rf"not built: .*{reason}", native)
+    if mode == "no nvcc":
+        outcome = json.loads((site / "sdsgsm_fast" / "_build_info.json").read_text())
+        assert outcome["cuda"] == "not built: nvcc was not found on PATH or in CUDA_HOME"
     info = isolated("-m", "sdsgsm_fast", "info", site=site, cwd=empty)
     assert native.split(":")[0] in info.stdout
     packed = {p.name for p in (site / "sdsgsm_fast").iterdir()}
@@ -194,6 +199,12 @@ runpy.run_module("sdsgsm_fast", run_name="__main__")
     assert done.returncode == 1
     assert "sdsgsm: the package 'typer' is missing: pip install 'sdsgsm-fast[cli]'" in done.stderr
     assert done.stdout.startswith("6 torch.Size([6, 8, 8])")
+
+
+def test_the_build_asks_for_no_torch() -> None:
+    """An isolated build must neither fetch a second torch nor compile against it."""
+    needed = tomllib.loads((ROOT / "pyproject.toml").read_text())["build-system"]["requires"]
+    assert sorted(re.match(r"[a-z0-9]+", name)[0] for name in needed) == ["pybind11", "setuptools"]
 
 
 def test_the_extension_links_neither_torch_nor_an_openmp_runtime() -> None:
