@@ -9,7 +9,8 @@
 
 In mode ``auto`` a second module is compiled from ``csrc/cuda`` where nvcc is found, for those GPU
 architectures of ``SDSGSM_CUDA_ARCHITECTURES`` (default "80 90 100") that it knows: machine code for
-each, and PTX of the last for newer ones. What nvcc said is in ``nvcc.log`` of the build folder.
+each, and PTX of the newest for GPUs to come. A build in the tree keeps what nvcc said in
+``sdsgsm_fast/_nvcc.log``.
 """
 
 from __future__ import annotations
@@ -29,13 +30,13 @@ from setuptools.command.build_py import build_py
 ROOT = Path(__file__).parent
 PACKAGE = "sdsgsm_fast"
 INFO = "_build_info.json"
-CUDA_ARCHITECTURES = os.environ.get("SDSGSM_CUDA_ARCHITECTURES", "80 90 100").split()
+ARCHITECTURES = os.environ.get("SDSGSM_CUDA_ARCHITECTURES", "80 90 100")
 
 MODE = os.environ.get("SDSGSM_BUILD", "auto")
 if MODE not in ("auto", "cpu", "none"):
     sys.exit(f"SDSGSM_BUILD: expected auto, cpu or none, found {MODE!r}")
-if not all(architecture.isdigit() for architecture in CUDA_ARCHITECTURES or ["none"]):
-    sys.exit(f"SDSGSM_CUDA_ARCHITECTURES: expected numbers such as 90, found {CUDA_ARCHITECTURES}")
+if not all(architecture.isdigit() for architecture in ARCHITECTURES.split() or ["none"]):
+    sys.exit(f"SDSGSM_CUDA_ARCHITECTURES: expected numbers such as 90, found {ARCHITECTURES!r}")
 
 
 def sources(*patterns: str) -> list[str]:
@@ -52,11 +53,14 @@ def find_nvcc() -> str | None:
 
 
 def gpu_codes(nvcc: str) -> list[str]:
-    """Options of nvcc for the architectures that it knows."""
+    """Options of nvcc for the architectures that it knows; none if it knows none."""
     listed = subprocess.run([nvcc, "--list-gpu-arch"], capture_output=True, text=True).stdout
-    known = [a for a in CUDA_ARCHITECTURES if f"compute_{a}" in listed.split()]
+    known = [a for a in ARCHITECTURES.split() if f"compute_{a}" in listed.split()]
     codes = [f"-gencode=arch=compute_{a},code=sm_{a}" for a in known]
-    return codes + [f"-gencode=arch=compute_{a},code=compute_{a}" for a in known[-1:]]
+    newest = max(known, key=int, default="0")
+    codes += [f"-gencode=arch=compute_{newest},code=compute_{newest}"] if known else []
+    # On a GPU with clusters code for an older one would run without their part of a kernel.
+    return [*codes, f"-DSDSGSM_CLUSTERS={int(int(newest) >= 90)}"] if known else []
 
 
 def forget_modules(folder: Path) -> None:
@@ -101,7 +105,8 @@ class BuildKernels(build_ext):
         folder = ROOT / PACKAGE if in_tree else Path(self.build_lib) / PACKAGE
         forget_modules(folder)
         cpu = self.build_cpu()
-        record(folder, cpu=cpu, cuda=self.build_cuda(cpu))
+        log = (folder if in_tree else Path(self.build_temp)) / "_nvcc.log"
+        record(folder, cpu=cpu, cuda=self.build_cuda(cpu, log), cuda_architectures=ARCHITECTURES)
 
     def build_cpu(self) -> str:
         """Compile the CPU module; returns "built" or the reason why not."""
@@ -117,40 +122,42 @@ class BuildKernels(build_ext):
             return f"not built: {reason}"
         return "built"
 
-    def build_cuda(self, cpu: str) -> str:
+    def build_cuda(self, cpu: str, log: Path) -> str:
         """Compile the CUDA module with nvcc; returns "built" or the reason why not."""
         nvcc = find_nvcc()
         if MODE != "auto":
             return f"not built: SDSGSM_BUILD={MODE}"
         if cpu != "built":
-            return "not built: nor were the CPU kernels, and nvcc needs that compiler"
+            return "not built: nor were the CPU kernels"
         if nvcc is None:
             return "not built: nvcc was not found on PATH or in CUDA_HOME"
-        codes = gpu_codes(nvcc)
-        if not codes:
-            return f"not built: {nvcc} knows none of {' '.join(CUDA_ARCHITECTURES)}"
-        return self.run_nvcc(nvcc, codes)
+        try:
+            codes = gpu_codes(nvcc)
+            if not codes:
+                return f"not built: {nvcc} knows none of {ARCHITECTURES}"
+            return self.run_nvcc(nvcc, codes, log)
+        except OSError as error:
+            return f"not built: nvcc does not run: {error}"
 
-    def run_nvcc(self, nvcc: str, codes: list[str]) -> str:
+    def run_nvcc(self, nvcc: str, codes: list[str], log: Path) -> str:
         """Compile and link ``_native_cuda``."""
         import pybind11
 
-        target, folder = (
-            Path(self.get_ext_fullpath(f"{PACKAGE}._native_cuda")),
-            Path(self.build_temp),
-        )
-        for needed in (target.parent, folder):
-            needed.mkdir(parents=True, exist_ok=True)
+        target = Path(self.get_ext_fullpath(f"{PACKAGE}._native_cuda"))
+        for needed in (target, log):
+            needed.parent.mkdir(parents=True, exist_ok=True)
         includes = [f"-I{pybind11.get_include()}", f"-I{sysconfig.get_path('include')}"]
         command = [nvcc, "-shared", "-O3", "-std=c++17", "--cudart", "static", "--threads", "0"]
         command += ["-Xfatbin", "-compress-all", "-Xptxas", "-v", *codes, *includes]
         command += ["-Xcompiler", "-fPIC,-fvisibility=hidden,-Wall,-Wextra"]
         command += [*sources("bind_cuda.cpp", "cuda/*.cu"), "-o", str(target)]
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-        (folder / "nvcc.log").write_text(done.stdout + done.stderr)
+        said = done.stdout + done.stderr
+        log.write_text(said)
         if done.returncode:
-            print(f"warning: CUDA kernels not built:\n{done.stderr}")
-            return f"not built: nvcc failed: {(done.stderr.strip().splitlines() or ['?'])[-1]}"
+            print(f"warning: CUDA kernels not built:\n{said}")
+            errors = [line for line in said.splitlines() if "error" in line.lower()]
+            return f"not built: nvcc failed: {(errors or ['it did not say why'])[0]}"
         return "built"
 
 

@@ -35,8 +35,8 @@ def steps(folder: Path) -> dict[str, Any]:
 
 def registers() -> dict[str, int]:
     """Kernels and the most registers and spilled bytes among them, from nvcc's report."""
-    logs = sorted(ROOT.glob("build/temp*/nvcc.log"), key=lambda path: path.stat().st_mtime)
-    text = logs[-1].read_text() if logs else ""
+    log = ROOT / "sdsgsm_fast" / "_nvcc.log"
+    text = log.read_text() if log.is_file() else ""
     used = [int(n) for n in re.findall(r"Used (\d+) registers", text)]
     spilled = [int(n) for n in re.findall(r"(\d+) bytes spill stores", text)]
     return {"kernels": len(used), "most": max(used, default=0), "spilled": max(spilled, default=0)}

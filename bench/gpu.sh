@@ -3,17 +3,17 @@
 #
 #   bench/gpu.sh [FILE]     default: bench/results/gpu.json
 #
-# Takes the python3 on PATH (or $PYTHON) with torch, triton, pytest, scikit-image, safetensors,
-# pybind11 and setuptools, and nvcc; installs nothing, downloads nothing. Each step's outcome and
-# seconds go into the file, failures included; the exit status is 1 if any step failed.
+# Takes the python3 on PATH (or $PYTHON) with torch, triton, pytest, pybind11 and setuptools >= 77,
+# nvcc and compute-sanitizer; installs nothing, downloads nothing. Each step's outcome and seconds go
+# into the file, failures included; the exit status is 1 if a step failed or could not be made.
 set -u
-cd "$(dirname "$0")/.."
-out=${1:-bench/results/gpu.json}
-python=${PYTHON:-python3}
+python=$(command -v "${PYTHON:-python3}") || { echo "gpu.sh: no ${PYTHON:-python3}" >&2; exit 1; }
+out=$(realpath -m "${1:-$(dirname "$0")/results/gpu.json}")
+cd "$(dirname "$0")/.." || exit 1
 logs=$(mktemp -d)
 export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1
 SDSGSM_CUDA_ARCHITECTURES=$("$python" -c 'import torch; print("%d%d" % torch.cuda.get_device_capability())') || {
-  echo "gpu.sh: no CUDA device for $python" >&2
+  echo "gpu.sh: $python has no torch, or torch no CUDA device" >&2
   exit 1
 }
 export SDSGSM_CUDA_ARCHITECTURES
@@ -24,7 +24,7 @@ step() { # NAME SECONDS COMMAND...: run it, keep its log, outcome and duration
   shift 2
   echo "== $name"
   start=$(date +%s.%N)
-  timeout "$limit" "$@" >"$logs/$name.log" 2>&1
+  timeout -k 5 "$limit" "$@" >"$logs/$name.log" 2>&1
   code=$?
   [ $code -eq 0 ] || failed=1
   tail -n 12 "$logs/$name.log"
@@ -32,13 +32,16 @@ step() { # NAME SECONDS COMMAND...: run it, keep its log, outcome and duration
 }
 
 step build 180 "$python" setup.py -q build_ext --inplace
+step import 60 "$python" -c "import sdsgsm_fast._native_cpu, sdsgsm_fast._native_cuda"
 step tests 240 "$python" -m pytest -q -p no:cacheprovider tests/test_gpu.py
 if sanitizer=$(command -v compute-sanitizer); then
   for tool in memcheck racecheck; do
     step $tool 90 "$sanitizer" --tool $tool --error-exitcode 9 "$python" bench/sanitize_gpu.py
   done
 else
+  echo "== compute-sanitizer was not found"
   echo "compute-sanitizer 127 0 0" >>"$logs/steps"
+  failed=1
 fi
 step update 150 "$python" bench/update.py --json "$logs/update.json"
 step occlude 100 "$python" bench/occlude.py --json "$logs/occlude.json"

@@ -19,7 +19,7 @@ from types import ModuleType
 from typing import Any
 
 import torch
-from timing import interleaved, parser_of, show, write
+from timing import Rows, interleaved, parser_of
 from torch import Tensor
 
 from sdsgsm_fast import ops
@@ -83,8 +83,8 @@ class Case:
 
     def candidates(self, compiled: bool) -> dict[str, Callable[[], Tensor]]:
         """What is timed, by name."""
-        source = self.out[:: self.count].repeat_interleave(1, 0)
-        spread = self.out.view(-1, self.count, *self.out.shape[1:])
+        source = self.out[:: self.count].clone(memory_format=self.layout)
+        spread = self.out.unflatten(0, (-1, self.count))
         found: dict[str, Callable[[], Tensor]] = {
             "copy": lambda: spread.copy_(source[:, None]),
             "loop": self.loop,
@@ -140,13 +140,12 @@ def line(row: dict[str, Any]) -> str:
 def main() -> None:
     """Measure, print, and write JSON if asked to."""
     args = parser_of(__doc__).parse_args()
-    rows: list[dict[str, Any]] = []
+    rows = Rows("occlude", args.json, line)
     for shape, patch, count in CASES:
         for dtype in (torch.float32, torch.bfloat16):
             for last in (False, True):
                 case = Case(shape, patch, count, dtype, last, args.device)
-                show(rows, measure(case, args.quick), line)
-    write(args.json, "occlude", rows)
+                rows.add(measure(case, args.quick))
 
 
 if __name__ == "__main__":

@@ -75,17 +75,19 @@ def parser_of(description: str | None) -> argparse.ArgumentParser:
     return parser
 
 
-def show(
-    rows: list[dict[str, Any]], new: list[dict[str, Any]], line: Callable[[dict[str, Any]], str]
-) -> None:
-    """Keep rows and print them."""
-    rows += new
-    for row in new:
-        print(line(row), flush=True)
+class Rows:
+    """Rows as they come: printed, and written to a file each time, since a run may end early."""
 
+    def __init__(
+        self, benchmark: str, path: Path | None, line: Callable[[dict[str, Any]], str]
+    ) -> None:
+        self.found: dict[str, Any] = {"benchmark": benchmark, "machine": machine(), "rows": []}
+        self.path, self.line = path, line
 
-def write(path: Path | None, benchmark: str, rows: list[dict[str, Any]]) -> None:
-    """Write the rows and the machine they were measured on, where asked to."""
-    if path is not None:
-        write_json(path, {"benchmark": benchmark, "machine": machine(), "rows": rows})
-        print(f"wrote {path}: {len(rows)} rows")
+    def add(self, rows: list[dict[str, Any]]) -> None:
+        """Print and keep rows."""
+        self.found["rows"] += rows
+        for row in rows:
+            print(self.line(row), flush=True)
+        if self.path is not None:
+            write_json(self.path, self.found)

@@ -17,7 +17,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from timing import Timing, interleaved, parser_of, show, write
+from timing import Rows, Timing, interleaved, parser_of
 from torch import Tensor
 
 from sdsgsm_fast import ops
@@ -119,7 +119,7 @@ def measure(shape: tuple[int, ...], grad_dtype: torch.dtype, args: argparse.Name
 
 
 def overhead(device: str) -> list[Any]:
-    """Microseconds of one call on a 4×4 image, best of batches of calls: what the call costs."""
+    """Microseconds of one call on a 4×4 image, lower quartile of batches: what a call costs."""
     t = tensors((1, 1, 4, 4), torch.float32, device)
 
     def batch() -> None:
@@ -146,12 +146,11 @@ def line(row: dict[str, Any]) -> str:
 def main() -> None:
     """Measure, print, and write JSON if asked to."""
     args = parser_of(__doc__).parse_args()
-    rows: list[dict[str, Any]] = []
-    show(rows, overhead(args.device), line)
+    rows = Rows("update", args.json, line)
+    rows.add(overhead(args.device))
     for shape in SHAPES:
         for grad_dtype in (torch.float32, torch.bfloat16):
-            show(rows, measure(shape, grad_dtype, args), line)
-    write(args.json, "update", rows)
+            rows.add(measure(shape, grad_dtype, args))
 
 
 if __name__ == "__main__":

@@ -15,6 +15,8 @@ namespace sdsgsm {
 
 namespace py = pybind11;
 
+constexpr int kInterface = 2;  // native.py refuses modules of another number
+
 template <class T = void>
 T* at(uintptr_t address) {
   return reinterpret_cast<T*>(address);

@@ -14,13 +14,17 @@ std::vector<const Kernels*> runnable() {
   std::vector<const Kernels*> found{&baseline};
 #ifdef SDSGSM_MULTI_ISA
   __builtin_cpu_init();
-  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
-      __builtin_cpu_supports("bmi2"))
-    found.push_back(&avx2);
-  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-      __builtin_cpu_supports("avx512cd") && __builtin_cpu_supports("avx512dq") &&
-      __builtin_cpu_supports("avx512vl"))
-    found.push_back(&avx512);
+#if __GNUC__ >= 12
+  const bool v3 = __builtin_cpu_supports("x86-64-v3"), v4 = __builtin_cpu_supports("x86-64-v4");
+#else
+  const bool v3 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+                  __builtin_cpu_supports("bmi2");
+  const bool v4 = v3 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                  __builtin_cpu_supports("avx512cd") && __builtin_cpu_supports("avx512dq") &&
+                  __builtin_cpu_supports("avx512vl");
+#endif
+  if (v3) found.push_back(&avx2);
+  if (v4) found.push_back(&avx512);
 #endif
   return found;
 }
@@ -45,7 +49,7 @@ std::vector<std::string> isas() {
 }  // namespace
 
 PYBIND11_MODULE(_native_cpu, m) {
-  m.attr("interface") = 2;  // native.py refuses a module of another number
+  m.attr("interface") = kInterface;
   m.doc() = "CPU kernels of sdsgsm_fast: raw addresses in, nothing out.";
   const auto update = [](const UpdateCall& call, int threads) { chosen->update(call, threads); };
   const auto occlude = [](const OccludeCall& call, int threads) { chosen->occlude(call, threads); };

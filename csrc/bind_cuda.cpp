@@ -5,7 +5,7 @@
 using namespace sdsgsm;
 
 PYBIND11_MODULE(_native_cuda, m) {
-  m.attr("interface") = 2;  // native.py refuses a module of another number
+  m.attr("interface") = kInterface;
   m.doc() = "CUDA kernels of sdsgsm_fast: raw addresses, a device and its stream in, nothing out.";
   def_update<decltype(&cuda::update), int, uintptr_t, uintptr_t>(m, &cuda::update);
   def_occlude<decltype(&cuda::occlude), int, uintptr_t>(m, &cuda::occlude);

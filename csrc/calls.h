@@ -47,4 +47,17 @@ struct WindowMeanCall {
   DType type;  // float32 or float64
 };
 
+template <class C>
+SDSGSM_HD C value_for(const PerImage& setting, int64_t b) {
+  return setting.values ? static_cast<const C*>(setting.values)[b] : C(setting.value);
+}
+
+// The settings of image b, given 1 / N of equation 5.
+template <class C>
+SDSGSM_HD UpdateSettings<C> settings_of(const UpdateCall& call, int64_t b, double inverse_norm) {
+  return {value_for<C>(call.eps, b), value_for<C>(call.alpha, b) * C(call.sign),
+          value_for<C>(call.background, b), C(inverse_norm), C(call.decay), C(call.gain),
+          C(call.lo), C(call.hi)};
+}
+
 }  // namespace sdsgsm

@@ -41,14 +41,15 @@ SDSGSM_HD float load(const float* at) { return *at; }
 SDSGSM_HD double load(const double* at) { return *at; }
 SDSGSM_HD float load(const BFloat16* at) { return float_of(uint32_t(at->bits) << 16); }
 
-// Branch-free so that it vectorises: exponents are rebased by a multiplication, which also turns
-// subnormal halves into normal floats; infinities and NaNs get the largest exponent.
+// Branch-free so that it vectorises. Exponents are rebased on the integer; a subnormal half gets that
+// of 2⁻¹⁴, which is subtracted again, so that no subnormal float comes up, which a processor may be
+// told to take for zero. Infinities and NaNs get the largest exponent.
 SDSGSM_HD float load(const Half* at) {
   const uint32_t magnitude = uint32_t(at->bits & 0x7fff) << 13;
-  const uint32_t rebased = bits_of(float_of(magnitude) * 0x1p112f);
-  const uint32_t special = magnitude | 0x7f800000u;
-  const uint32_t finite = magnitude < 0x0f800000u ? rebased : special;
-  return float_of(finite | uint32_t(at->bits & 0x8000) << 16);
+  const uint32_t subnormal = bits_of(float_of(magnitude | 0x38800000u) - 0x1p-14f);
+  const uint32_t normal = magnitude + (112u << 23), special = magnitude | 0x7f800000u;
+  const uint32_t finite = magnitude < 0x00800000u ? subnormal : normal;
+  return float_of((magnitude < 0x0f800000u ? finite : special) | uint32_t(at->bits & 0x8000) << 16);
 }
 
 SDSGSM_HD void store(float* at, float value) { *at = value; }

@@ -34,9 +34,9 @@ def update(
 def occlude(
     images: int,
     out: int,
-    fill: Sequence[float],
-    mean: Sequence[float],
-    std: Sequence[float],
+    fill: int,
+    mean: int,
+    std: int,
     batch: int,
     channels: int,
     first: int,

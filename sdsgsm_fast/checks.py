@@ -59,10 +59,8 @@ def kernel_dtype(name: str, dtype: torch.dtype) -> None:
         raise TypeError(f"{name}: expected a floating dtype of 16, 32 or 64 bits, found {dtype}")
 
 
-def writable(name: str, tensor: Tensor | None) -> None:
-    """Require a tensor whose elements do not share memory with each other."""
-    if tensor is None:
-        return
+def writable(name: str, tensor: Tensor) -> None:
+    """Require a tensor that is not expanded: its elements must not share memory."""
     shared = any(s == 0 and n > 1 for s, n in zip(tensor.stride(), tensor.shape, strict=True))
     if shared:
         raise ValueError(f"{name}: an expanded tensor cannot be updated in place")

@@ -76,6 +76,8 @@ def _check_update(
         raise TypeError(f"momentum: expected {compute_dtype(images)}, found {momentum.dtype}")
     if domain is not None:
         of_pixels = (shape[0], shape[2], shape[3])
+        if domain.dtype not in checks.KERNEL_DTYPES:
+            checks.kernel_dtype("domain", domain.dtype)
         if domain.shape != of_pixels or domain.device != device:
             checks.same_as_images("domain", domain, of_pixels, device)
     if active is not None:
@@ -183,12 +185,17 @@ def _update_(
     backend: str,
 ) -> None:
     """Kernel of `update_`."""
+    for name, tensor in (("adv", adv), ("momentum", momentum)):
+        if tensor is not None and tensor.requires_grad and not tensor.is_leaf:
+            raise ValueError(
+                f"{name}: part of a graph, to which its update would be invisible; detach it"
+            )
     call = _call(
         adv, images, grad, domain, momentum, active, eps, alpha, background, numbers, normalize
     )
     if call.adv is not adv:  # a dense tensor shares no memory among its elements
         checks.writable("adv", adv)
-    if call.momentum is not momentum:
+    if momentum is not None and call.momentum is not momentum:
         checks.writable("momentum", momentum)
     if adv.numel():
         choose(backend, images).update(call.adv, call.momentum, call)

@@ -2,9 +2,9 @@
 
 They are registered with PyTorch as ``torch.ops.sdsgsm_fast``; none is differentiable.
 
-Backends: "reference" (plain PyTorch), "native" (csrc, CPU), "triton" (CUDA, or CPU under Triton's
-interpreter; no float64), and "auto": the kernels of the tensor's device where they are there and
-take it, else the reference.
+Backends: "reference" (plain PyTorch), "native" (csrc: CPU, and CUDA where nvcc was found), "triton"
+(CUDA, or CPU under Triton's interpreter; no float64), and "auto": the kernels of the tensor's
+device where they are there and take it, on CUDA Triton's first; else the reference.
 """
 
 from __future__ import annotations
@@ -112,7 +112,7 @@ def update_(
 ) -> tuple[Tensor, Tensor | None]:
     """`update` in place: overwrites `adv` and, where given, `momentum`, and returns them.
 
-    They must overlap neither each other nor another argument.
+    They must overlap neither each other nor another argument, and be no part of a graph.
     """
     if momentum is None and decay > 0:
         momentum = torch.zeros_like(adv, dtype=compute_dtype(images))
@@ -151,6 +151,8 @@ def _arguments(
     each_eps, eps = _setting("eps", eps)
     each_alpha, alpha = _setting("alpha", alpha)
     each_background, background = _setting("background", background)
+    if background > 1:
+        raise ValueError(f"background: expected a number from 0 to 1, found {background!r}")
     if not (type(gain) is float and gain > 0):
         checks.number("gain", gain, "a number above 0, or infinity", lambda v: v > 0)
     if not (type(decay) is float and 0 <= decay <= checks.FLOAT32_MAX):

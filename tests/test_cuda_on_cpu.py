@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 import math
+import shutil
 import subprocess
 import sysconfig
 from pathlib import Path
@@ -23,6 +24,8 @@ from torch import Tensor
 
 from sdsgsm_fast import ops
 from sdsgsm_fast.backends import native
+
+pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="g++ was not found")
 
 ROOT = Path(__file__).parents[1]
 ONE_PASS, TWO_PASSES = (5, 3, 32, 32), (2, 3, 101, 97)
@@ -103,6 +106,31 @@ def test_norms_and_defaults(shape: tuple[int, ...], normalize: str) -> None:
     (adv, v), (expected, _) = both({**t, "active": None, "domain": None}, normalize=normalize)
     assert v is None
     assert torch.allclose(adv, expected, atol=2e-6, rtol=0)
+
+
+def test_an_image_does_not_know_its_place() -> None:
+    """Groups are cut by the place in the batch; a norm in float would show it."""
+    for trial in range(8):
+        torch.manual_seed(trial)
+        image = {k: v.expand(8, *v.shape[1:]).clone()
+                 for k, v in given((1, 3, 5, 7), torch.float32, torch.float32).items()}  # fmt: skip
+        (adv, _), _ = both({**image, "active": None})
+        assert torch.equal(adv, adv[:1].expand_as(adv))
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 75, 75), TWO_PASSES, (2, 3, 223, 221)], ids=str)
+def test_a_cluster_covers_an_image(
+    shape: tuple[int, ...], monkeypatch: pytest.MonkeyPatch, emulated: ModuleType
+) -> None:
+    """Blocks of a cluster share an image; without a norm they need not meet."""
+    values = math.prod(shape[1:])
+    assert emulated.update_scratch(shape[0], values, 0, 0) > 0
+    monkeypatch.setenv("CUDA_ON_CPU_CLUSTERS", "1")
+    assert emulated.update_scratch(shape[0], values, 0, 0) == 0
+    t = given(shape, torch.float32, torch.bfloat16)
+    (adv, v), (expected, expected_v) = both(t, normalize="none", decay=0.9)
+    assert torch.allclose(adv, expected, atol=2e-6, rtol=0)
+    assert torch.allclose(v, expected_v, atol=2e-5, rtol=2e-5)
 
 
 @pytest.mark.parametrize("shape", [(3, 3, 9, 7), (2, 3, 16, 16), TWO_PASSES], ids=str)

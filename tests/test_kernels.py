@@ -229,6 +229,20 @@ def test_defaults_of_update(backend: str) -> None:
     assert torch.equal(first, momentum)
 
 
+def test_subnormal_halves_survive_flushing(isa: str) -> None:
+    """Gradients below 6e-5 are subnormal in float16, but ordinary numbers."""
+    t = given((2, 3, 8, 8), torch.float32, torch.float32)
+    t["grad"] = (torch.randn(2, 3, 8, 8) * 1e-5).half()
+    expected, _ = run(t, "reference")
+    try:
+        if not torch.set_flush_denormal(True):
+            pytest.skip("this processor cannot flush")
+        found, _ = run(t, "native")
+    finally:
+        torch.set_flush_denormal(False)
+    assert torch.allclose(found, expected, atol=2e-6, rtol=0)
+
+
 def test_tiny_gradients_do_not_vanish(backend: str) -> None:
     """Float32 squares of 1e-30 underflow; the norm must not."""
     grad = torch.full((1, 1, 4, 4), 1e-19)

@@ -120,6 +120,8 @@ def test_results_are_constants_to_autograd() -> None:
     ops.update_(*t.values(), **STEP)
     assert t["adv"].is_leaf
     assert t["adv"]._version == version + 1
+    with pytest.raises(ValueError, match="adv: part of a graph"):
+        ops.update_(t["adv"] * 2, t["images"], t["grad"], None, **STEP)
     ragged = torch.rand(2, 3, 9, 14)[..., ::2].requires_grad_()
     ops.update_(ragged, t["images"], t["grad"], None, **STEP)
     assert ragged.is_leaf

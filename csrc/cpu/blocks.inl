@@ -6,7 +6,7 @@ constexpr int64_t kBlock = 512;
 // Threads for a loop over `units`: none is started for less than `kGrain` elements.
 constexpr int64_t kGrain = 16384;
 int workers(int threads, int64_t units, int64_t elements) {
-  const int64_t useful = elements / kGrain + 1, most = units < useful ? units : useful;
+  const int64_t useful = elements / kGrain, most = units < useful ? units : useful;
   return int(threads < most ? threads : most < 1 ? 1 : most);
 }
 

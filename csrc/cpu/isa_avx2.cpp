@@ -8,7 +8,7 @@ namespace sdsgsm::cpu {
 namespace {
 #include "blocks.inl"
 #include "occlude.inl"
-#include "step_block.inl"
+#include "block.inl"
 #include "update.inl"
 #include "window_mean.inl"
 }  // namespace

@@ -174,19 +174,10 @@ void keep_image(const UpdateCall& call, int64_t b) {
 }
 
 template <class C>
-C value_for(const PerImage& setting, int64_t b) {
-  return setting.values ? static_cast<const C*>(setting.values)[b] : C(setting.value);
-}
-
-template <class C>
 void update_image(const UpdateCall& call, int64_t b, int team) {
   if (call.active && !call.active[b]) return keep_image<C>(call, b);
   const Chunks chunks = chunks_of(call);
-  const C inverse_norm = C(inverse_norm_of<C>(call, b, team));
-  const UpdateSettings<C> s{value_for<C>(call.eps, b),
-                            value_for<C>(call.alpha, b) * C(call.sign),
-                            value_for<C>(call.background, b),
-                            inverse_norm, C(call.decay), C(call.gain), C(call.lo), C(call.hi)};
+  const auto s = settings_of<C>(call, b, inverse_norm_of<C>(call, b, team));
   const auto step = __builtin_isinf(call.gain) ? step_for<true, C>(call.grad_type)
                                                : step_for<false, C>(call.grad_type);
   parallel_for(team, chunks.count,

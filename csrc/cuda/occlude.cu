@@ -8,10 +8,11 @@ namespace {
 
 constexpr int kThreads = 256;
 
-// Where a value of the output lies: copy, channel, row, column, found by division once a thread.
+// Where a value of the output lies: found by division once a thread, then by counting.
 struct Place {
-  int64_t copy;
+  int64_t copy, image;
   uint32_t c, y, x;
+  Window window;
 
   __device__ Place(const OccludeCall& call, int64_t at) {
     const uint32_t channels = uint32_t(call.channels), width = uint32_t(call.grid.width);
@@ -28,6 +29,12 @@ struct Place {
     }
     y = inside / width;
     x = inside % width;
+    enter(call);
+  }
+
+  __device__ void enter(const OccludeCall& call) {
+    image = copy / call.count;
+    window = window_at(call.grid, call.first + copy % call.count);
   }
 
   __device__ void advance(const OccludeCall& call) {
@@ -41,17 +48,20 @@ struct Place {
     x = 0;
     if (++y < height) return;
     y = 0;
-    if (call.channels_last || ++c == channels) ++copy, c = 0;
+    if (!call.channels_last && ++c < channels) return;
+    c = 0;
+    ++copy;
+    enter(call);
   }
 };
 
 template <class C, class I>
 __device__ C value_at(const OccludeCall& call, const Place& p) {
   const C mean = C(call.mean[p.c]), std = C(call.std[p.c]);
-  const Window w = window_at(call.grid, call.first + p.copy % call.count);
+  const Window& w = p.window;
   if (p.y >= w.top && p.y < w.bottom && p.x >= w.left && p.x < w.right)
     return filled(call.image_type, C(call.fill[p.c]), mean, std);
-  const int64_t row = (p.copy / call.count * call.channels + p.c) * call.grid.height + p.y;
+  const int64_t row = (p.image * call.channels + p.c) * call.grid.height + p.y;
   const I* images = static_cast<const I*>(call.images);
   return normalised(C(load(images + row * call.grid.width + p.x)), mean, std);
 }
@@ -83,7 +93,7 @@ void launch(const OccludeCall& call, cudaStream_t on) {
   const int64_t total = call.batch * call.count * values, each = int64_t(kThreads) * kGroup;
   const int64_t blocks = (total + each - 1) / each;
   if (values > INT32_MAX || blocks > INT32_MAX)
-    throw std::runtime_error("CUDA: copies of 2^31 values an image or 2^42 values in all");
+    throw std::runtime_error("images: expected less than 2^31 values each, 2^42 in all copies");
   launch_kernel(copies_of<C, I, O, W>, blocks, kThreads, on, 1, call, total);
 }
 

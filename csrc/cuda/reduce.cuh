@@ -11,14 +11,20 @@ __device__ __forceinline__ double joined(Normalize normalize, double a, double b
   return normalize == Normalize::max_abs ? larger(a, b) : a + b;
 }
 
-// One value more. Squares in double: those of tiny gradients vanish in float.
+// Of one value.
+__device__ __forceinline__ double reduced(Normalize normalize, double g) {
+  return normalize == Normalize::rms ? g * g : g < 0.0 ? -g : g;
+}
+
+// Of a group. In double, as everything here: neither the place of an image in its batch, by which
+// groups are cut, nor huge or tiny values may show.
 template <class C>
-__device__ __forceinline__ void reduce_value(Normalize normalize, C g, C& sum, double& squares) {
-  const C magnitude = g < C(0) ? -g : g;
-  if (normalize == Normalize::rms)
-    squares += double(g) * double(g);
-  else
-    sum = normalize == Normalize::max_abs ? larger(sum, magnitude) : sum + magnitude;
+__device__ __forceinline__ double reduced(Normalize normalize, const Group<C>& g) {
+  double whole = 0.0;
+#pragma unroll
+  for (int i = 0; i < kGroup; ++i)
+    whole = joined(normalize, whole, reduced(normalize, double(g[i])));
+  return whole;
 }
 
 // Of all threads of the block, for all of them. `shared` holds a double for each warp.

@@ -5,20 +5,6 @@
 
 namespace sdsgsm::cuda {
 
-template <class C>
-__device__ C value_for(const PerImage& setting, int64_t b) {
-  return setting.values ? static_cast<const C*>(setting.values)[b] : C(setting.value);
-}
-
-template <class C>
-__device__ UpdateSettings<C> settings_of(const UpdateCall& call, int64_t b, double reduced) {
-  const int64_t n = call.channels * call.pixels;
-  return {value_for<C>(call.eps, b),        value_for<C>(call.alpha, b) * C(call.sign),
-          value_for<C>(call.background, b), C(inverse_norm(call.normalize, reduced, n)),
-          C(call.decay),                    C(call.gain),
-          C(call.lo),                       C(call.hi)};
-}
-
 // The domain's value at place `inside` image b. An image has less than 2³¹ values: dividing 32-bit
 // numbers takes a third of the instructions.
 template <class C>

@@ -12,8 +12,7 @@ namespace sdsgsm::cuda {
 namespace {
 
 constexpr int kThreads = 512;
-constexpr int kMostRanks = 8;      // blocks of a cluster; more are not portable
-constexpr int kPartGroups = 2048;  // groups that a block of two passes takes at the least
+constexpr int kPartGroups = 2048;  // groups of a block of two passes, until kMostParts are reached
 constexpr int kMostParts = 256;    // blocks of an image; each adds the partial reductions of all
 
 int64_t groups_of(int64_t values) { return (values + kGroup - 1) / kGroup; }
@@ -32,47 +31,35 @@ __global__ void __launch_bounds__(kThreads, 1) one_pass(UpdateCall call, int ran
 
   const G* grad = static_cast<const G*>(call.grad);
   Group<float> g[K];
-  float sum = 0.0f;
-  double squares = 0.0;
+  const int64_t edge = rank == 0 ? e.edge(int(threadIdx.x)) : -1;
+  const float g_edge = edge < 0 ? 0.0f : load(grad + edge);
+  double whole = reduced(call.normalize, double(g_edge));
 #pragma unroll
   for (int k = 0; k < K; ++k) {
     const int64_t group = k * threads + thread;
-    if (group < e.groups) {
-      g[k] = load_group<float>(grad + e.first + group * kGroup);
-#pragma unroll
-      for (int i = 0; i < kGroup; ++i) reduce_value(call.normalize, g[k][i], sum, squares);
-    }
+    if (group < e.groups) g[k] = load_group<float>(grad + e.first + group * kGroup);
   }
-  const int64_t edge = rank == 0 ? e.edge(int(threadIdx.x)) : -1;
-  const float g_edge = edge < 0 ? 0.0f : load(grad + edge);
-  reduce_value(call.normalize, g_edge, sum, squares);
-
-  double reduced = sum;
-  if (call.normalize == Normalize::rms) reduced = squares;
-  if (isinf(sum)) {  // again, in double
-    reduced = g_edge < 0.0f ? -g_edge : g_edge;
 #pragma unroll
-    for (int k = 0; k < K; ++k)
-      if (k * threads + thread < e.groups)
-        for (int i = 0; i < kGroup; ++i)
-          reduced = joined(call.normalize, reduced, double(g[k][i] < 0.0f ? -g[k][i] : g[k][i]));
-  }
-  if (call.normalize != Normalize::none) reduced = over_block(call.normalize, reduced, shared);
+  for (int k = 0; k < K; ++k)
+    if (k * threads + thread < e.groups)
+      whole = joined(call.normalize, whole, reduced(call.normalize, g[k]));
+  if (call.normalize != Normalize::none) whole = over_block(call.normalize, whole, shared);
 #if __CUDA_ARCH__ >= 900
   if (ranks > 1 && call.normalize != Normalize::none) {
     const auto cluster = cooperative_groups::this_cluster();
-    if (threadIdx.x == 0) of_block = reduced;
+    if (threadIdx.x == 0) of_block = whole;
     cluster.sync();
-    reduced = *cluster.map_shared_rank(&of_block, 0);
+    whole = *cluster.map_shared_rank(&of_block, 0);
     for (int i = 1; i < ranks; ++i)
-      reduced = joined(call.normalize, reduced, *cluster.map_shared_rank(&of_block, i));
+      whole = joined(call.normalize, whole, *cluster.map_shared_rank(&of_block, i));
     cluster.sync();  // no block leaves while another reads its memory
   }
 #else
   (void)of_block;
+  if (ranks > 1) __trap();  // has_clusters() sees to it that this cannot be
 #endif
 
-  const auto s = settings_of<float>(call, b, reduced);
+  const auto s = settings_of<float>(call, b, inverse_norm(call.normalize, whole, n));
 #pragma unroll
   for (int k = 0; k < K; ++k) {
     const int64_t group = k * threads + thread, place = e.first + group * kGroup;
@@ -91,29 +78,16 @@ __global__ void __launch_bounds__(kThreads, 1) reduce_part(UpdateCall call, unsi
   const G* grad = static_cast<const G*>(call.grad);
   const int64_t size = (e.groups + parts - 1) / parts, from = part * size;
   const int64_t to = smaller(from + size, e.groups);
-  double reduced = 0.0;
+  double whole = 0.0;
   for (int64_t group = from + threadIdx.x; group < to; group += blockDim.x) {
     const Group<C> g = load_group<C>(grad + e.first + group * kGroup);
-    C sum = 0;
-    double squares = 0.0;
-#pragma unroll
-    for (int i = 0; i < kGroup; ++i) reduce_value(call.normalize, g[i], sum, squares);
-    double more = call.normalize == Normalize::rms ? squares : double(sum);
-    if (isinf(more)) {
-      more = 0.0;
-      for (int i = 0; i < kGroup; ++i)
-        more = joined(call.normalize, more, double(g[i] < C(0) ? -g[i] : g[i]));
-    }
-    reduced = joined(call.normalize, reduced, more);
+    whole = joined(call.normalize, whole, reduced(call.normalize, g));
   }
   const int64_t edge = part == 0 ? e.edge(int(threadIdx.x)) : -1;
-  if (edge >= 0) {
-    const double g = double(load(grad + edge)), magnitude = g < 0.0 ? -g : g;
-    const double more = call.normalize == Normalize::rms ? g * g : magnitude;
-    reduced = joined(call.normalize, reduced, more);
-  }
-  reduced = over_block(call.normalize, reduced, shared);
-  if (threadIdx.x == 0) partial[blockIdx.x] = reduced;
+  if (edge >= 0)
+    whole = joined(call.normalize, whole, reduced(call.normalize, double(load(grad + edge))));
+  whole = over_block(call.normalize, whole, shared);
+  if (threadIdx.x == 0) partial[blockIdx.x] = whole;
 }
 
 // The step of the same part, the blocks in the reverse order.
@@ -126,11 +100,11 @@ __global__ void __launch_bounds__(kThreads, 1) step_part(UpdateCall call, unsign
   const int64_t thread = part * blockDim.x + threadIdx.x;
   if (call.active && !call.active[b])
     return keep<C, I>(call, e, thread, int64_t(parts) * blockDim.x);
-  double reduced = 0.0;
+  double whole = 0.0;
   if (call.normalize != Normalize::none)
     for (unsigned i = 0; i < parts; ++i)
-      reduced = joined(call.normalize, reduced, partial[b * parts + i]);
-  const auto s = settings_of<C>(call, b, reduced);
+      whole = joined(call.normalize, whole, partial[b * parts + i]);
+  const auto s = settings_of<C>(call, b, inverse_norm(call.normalize, whole, n));
   const G* grad = static_cast<const G*>(call.grad);
   const int64_t size = (e.groups + parts - 1) / parts, from = part * size;
   const int64_t to = smaller(from + size, e.groups);
@@ -148,20 +122,19 @@ struct Plan {
   unsigned threads, parts;
 };
 
+// Ranks and groups a thread of one pass, the fewest first. Clusters of a power of two.
+constexpr int kOptions[][2] = {{1, 1}, {1, 2}, {2, 2}, {4, 2}, {8, 2}, {8, 5}};
+
 Plan plan_of(int64_t values, DType image_type, bool clusters) {
-  const int64_t groups = groups_of(values);
-  const int64_t most = smaller<int64_t>(kMostParts, (groups + kPartGroups - 1) / kPartGroups);
-  const Plan two{0, 0, kThreads, unsigned(larger<int64_t>(most, 1))};
+  const int64_t groups = groups_of(values), parts = (groups + kPartGroups - 1) / kPartGroups;
+  const Plan two{0, 0, kThreads, unsigned(larger<int64_t>(smaller<int64_t>(parts, kMostParts), 1))};
   if (image_type == DType::float64) return two;
-  if (groups <= 2 * kThreads) {
-    const int64_t each = groups <= kThreads ? 1 : 2, threads = (groups + each - 1) / each;
-    return {1, int(each), unsigned((threads + kWarp - 1) / kWarp * kWarp), 0};
+  for (const auto [ranks, each] : kOptions) {
+    const int64_t threads = (groups + ranks * each - 1) / (ranks * each);
+    if (threads <= kThreads && (ranks == 1 || clusters))
+      return {ranks, each, unsigned((threads + kWarp - 1) / kWarp * kWarp), 0};
   }
-  const int64_t at_once = int64_t(kMostRanks) * kThreads;
-  if (!clusters || groups > 5 * at_once) return two;
-  if (groups <= 2 * at_once)
-    return {int((groups + 2 * kThreads - 1) / (2 * kThreads)), 2, kThreads, 0};
-  return {kMostRanks, 5, kThreads, 0};
+  return two;
 }
 
 template <class C, class I, class G>
@@ -190,10 +163,11 @@ void launch_for(const UpdateCall& call, const Plan& plan, double* scratch, cudaS
     case DType::float32: return launch<I, float>(call, plan, scratch, on);
     case DType::float64: break;
   }
-  throw std::runtime_error("CUDA: float64 gradients go with float64 images");
+  throw std::runtime_error("grad: float64 goes with float64 images only");
 }
 
 bool has_clusters(int device) {
+  if (!SDSGSM_CLUSTERS) return false;
   int value = 0;
   check(cudaDeviceGetAttribute(&value, cudaDevAttrClusterLaunch, device));
   return value != 0;
@@ -208,7 +182,7 @@ int64_t update_scratch(int64_t batch, int64_t values, DType image_type, int devi
 
 void update(const UpdateCall& call, int device, uintptr_t stream, uintptr_t scratch) {
   if (call.channels * call.pixels > INT32_MAX || call.batch > INT32_MAX / kMostParts)
-    throw std::runtime_error("CUDA: an image of 2^31 values or a batch of 2^23 images");
+    throw std::runtime_error("images: expected less than 2^31 values each and less than 2^23 of them");
   const OnDevice guard(device);
   const Plan plan = plan_of(call.channels * call.pixels, call.image_type, has_clusters(device));
   const cudaStream_t on = stream_of(stream);

@@ -21,7 +21,7 @@ template <class T>
 void launch(const WindowMeanCall& call, cudaStream_t on) {
   const int64_t total = call.batch * call.grid.height * call.grid.width;
   const int64_t blocks = (total + kThreads - 1) / kThreads;
-  if (blocks > INT32_MAX) throw std::runtime_error("CUDA: maps of 2^39 pixels in all");
+  if (blocks > INT32_MAX) throw std::runtime_error("scores: expected maps of less than 2^39 pixels in all");
   launch_kernel(means<T>, blocks, kThreads, on, 1, call, total);
 }
 

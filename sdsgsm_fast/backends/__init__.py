@@ -18,7 +18,7 @@ def choose(backend: str, tensor: Tensor) -> ModuleType:
     """Return the backend module for `tensor`.
 
     "auto" takes the kernels of the tensor's device where they are there and take it: native on the
-    CPU, Triton on CUDA; else the reference.
+    CPU; Triton on CUDA, and native where Triton does not; else the reference.
 
     Raises
     ------
@@ -28,9 +28,9 @@ def choose(backend: str, tensor: Tensor) -> ModuleType:
         If the backend is missing from this installation; the message gives the reason.
     """
     if backend == "auto":
-        # On CUDA Triton stays the choice until both have been measured against each other.
-        preferred = triton if tensor.is_cuda else native
-        return preferred if preferred.supports(tensor) else reference
+        # On CUDA Triton comes first until both have been measured against each other.
+        order = (triton, native) if tensor.is_cuda else (native,)
+        return next((kernels for kernels in order if kernels.supports(tensor)), reference)
     checks.choice("backend", backend, NAMES)
     if backend == "reference":
         return reference

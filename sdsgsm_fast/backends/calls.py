@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 
 import torch
 from torch import Tensor
 
 from ..numerics import Setting
 from ..windows import Windows
+
+NORMALIZE = {"none": 0, "mean_abs": 1, "max_abs": 2, "rms": 3}  # the numbers that kernels know
 
 
 @dataclass(slots=True)
@@ -60,8 +62,11 @@ class Occlude:
         return fill.to(self.images.dtype).to(dtype), mean, std
 
 
-@lru_cache(maxsize=64)
+@cache
 def on_device(values: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """A tensor of constants, made once: a copy to a GPU waits, and no CUDA graph can hold it."""
+    """A tensor of constants, made once and kept.
+
+    A copy to a GPU waits, so no CUDA graph can hold it; and a graph holds the tensor's address.
+    """
     with torch.inference_mode(False):
         return torch.tensor(values, dtype=dtype, device=device)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import ctypes.util
 import importlib
+import importlib.util
 import json
 from dataclasses import replace
 from functools import cache
@@ -16,12 +17,11 @@ from torch import Tensor
 
 from ..numerics import Setting, compute_dtype
 from ..windows import Windows
-from .calls import Occlude, Update, on_device
+from .calls import NORMALIZE, Occlude, Update, on_device
 
 INTERFACE = 2  # of the compiled modules; raised whenever their functions change
 
 _DTYPES = {torch.float32: 0, torch.float64: 1, torch.float16: 2, torch.bfloat16: 3}
-_NORMALIZE = {"none": 0, "mean_abs": 1, "max_abs": 2, "rms": 3}
 
 
 def _openmp_is_loaded() -> bool:
@@ -38,16 +38,17 @@ def _openmp_is_loaded() -> bool:
 @cache
 def _load(kind: str) -> tuple[ModuleType | None, str]:
     """Import a compiled module, "cpu" or "cuda", once; returns it, or None and the reason."""
+    name = f"sdsgsm_fast._native_{kind}"
+    if importlib.util.find_spec(name) is None:
+        return None, build_outcome(kind)
     try:
         if kind == "cpu" and not _openmp_is_loaded():
             return None, "no OpenMP runtime was found"
-        module = importlib.import_module(f"sdsgsm_fast._native_{kind}")
+        module = importlib.import_module(name)
         if getattr(module, "interface", 0) != INTERFACE:
             return None, "the compiled module belongs to another version; install again"
         return module, ""
-    except ModuleNotFoundError:
-        return None, build_outcome(kind)
-    except (ImportError, OSError) as error:
+    except (ImportError, OSError, TypeError) as error:  # TypeError: ctypes.CDLL(None) on Windows
         return None, f"the compiled module does not load: {error}"
 
 
@@ -110,7 +111,7 @@ def _setting(value: Setting) -> tuple[int, float]:
 
 
 def update(out: Tensor, momentum_out: Tensor | None, u: Update) -> None:
-    """Equations 3 and 5 to 7 in one pass; see `reference.update`."""
+    """Equations 3 and 5 to 7; see `reference.update`."""
     if out.is_cuda:
         return update_cuda(out, momentum_out, u)
     _run_update(_module("cpu"), out, momentum_out, u, torch.get_num_threads())
@@ -156,7 +157,7 @@ def _run_update(
         _setting(u.eps), _setting(u.alpha), _setting(u.background),
         batch, channels, height * width, not u.adv.is_contiguous(),
         _DTYPES[u.adv.dtype], _DTYPES[u.grad.dtype],
-        u.gain, u.decay, lo, hi, u.sign, _NORMALIZE[u.normalize], *where,
+        u.gain, u.decay, lo, hi, u.sign, NORMALIZE[u.normalize], *where,
     )  # fmt: skip
 
 

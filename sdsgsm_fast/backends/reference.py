@@ -1,6 +1,7 @@
 """Every operation of METHOD.md in plain PyTorch: the definition the kernels are measured against.
 
-A backend is three functions that fill outputs, which `ops` has allocated, from checked arguments.
+A backend is three functions that fill outputs, which `operators` has allocated, from checked
+arguments.
 """
 
 from __future__ import annotations

@@ -1,13 +1,14 @@
 // CUDA's runtime for tests without a GPU: g++ compiles csrc/cuda with this header, and a kernel runs
 // with an operating-system thread for each thread of a block, the blocks one after another. Barriers
 // and shuffles are real, so indices, reductions and masks are what a GPU would do; memory order,
-// clusters and machine code are not. Misaligned accesses stop the program if it is compiled with
+// the meeting of a cluster's blocks and machine code are not. Misaligned accesses stop the program if it is compiled with
 // -fsanitize=alignment.
 #pragma once
 #include <pthread.h>
 
 #include <cmath>
 #include <cstdint>
+#include <cstdlib>
 #include <cstring>
 #include <thread>
 #include <vector>
@@ -19,6 +20,7 @@
 #define __forceinline__ inline __attribute__((always_inline))
 #define __shared__ static
 #define __launch_bounds__(...)
+#define SDSGSM_CLUSTERS 1
 
 struct dim3 {
   unsigned x = 1, y = 1, z = 1;
@@ -36,6 +38,7 @@ struct Emulated {
 };
 inline Emulated* emulated = nullptr;
 
+inline void __trap() {}
 inline void __syncthreads() { pthread_barrier_wait(&emulated->barrier); }
 inline double __shfl_xor_sync(unsigned, double value, int mask) {
   emulated->exchange[threadIdx.x] = value;
@@ -64,7 +67,11 @@ struct cudaLaunchConfig_t {
 inline const char* cudaGetErrorString(cudaError_t) { return "none"; }
 inline cudaError_t cudaGetDevice(int* device) { return *device = 0; }
 inline cudaError_t cudaSetDevice(int) { return 0; }
-inline cudaError_t cudaDeviceGetAttribute(int* value, int, int) { return *value = 0; }
+// Clusters are there if the environment says so: their blocks run one by one, and cannot meet.
+inline cudaError_t cudaDeviceGetAttribute(int* value, int, int) {
+  *value = std::getenv("CUDA_ON_CPU_CLUSTERS") != nullptr;
+  return cudaSuccess;
+}
 
 template <class... P>
 cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(P...), P... args) {

@@ -20,6 +20,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ...numerics import Setting
+from ..calls import NORMALIZE as NORMALIZE_NUMBERS
 from ..calls import Update
 
 GROUP = tl.constexpr(8)  # values; 16 bytes of bfloat16, 32 of float32
@@ -32,7 +33,6 @@ NONE = tl.constexpr(0)
 MEAN_ABS = tl.constexpr(1)
 MAX_ABS = tl.constexpr(2)
 RMS = tl.constexpr(3)
-NORMALIZE = {"none": 0, "mean_abs": 1, "max_abs": 2, "rms": 3}
 
 
 @triton.jit
@@ -294,7 +294,7 @@ def launch(out: Tensor, momentum_out: Tensor | None, u: Update) -> None:
     numbers = (eps[1], alpha[1], background[1], size, channels, height * width)
     rest = (0.0 if math.isinf(u.gain) else u.gain, u.decay, *u.bounds, u.sign)
     options = {
-        "NORMALIZE": NORMALIZE[u.normalize],
+        "NORMALIZE": NORMALIZE_NUMBERS[u.normalize],
         "SIGN": math.isinf(u.gain),
         "CHANNELS_LAST": not u.adv.is_contiguous(),
         "EDGED": size % GROUP.value != 0,

@@ -1,4 +1,5 @@
-// A block of elements of one image, as compute values; the gradient in its own type.
+// A block of elements of one image, as step_block() takes it: compute values, and the gradient in
+// its own type.
 template <class C, class G>
 struct Block {
   const C *adv, *images, *domain;
