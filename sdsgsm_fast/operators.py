@@ -185,11 +185,10 @@ def _update_(
     backend: str,
 ) -> None:
     """Kernel of `update_`."""
-    for name, tensor in (("adv", adv), ("momentum", momentum)):
-        if tensor is not None and tensor.requires_grad and not tensor.is_leaf:
-            raise ValueError(
-                f"{name}: part of a graph, to which its update would be invisible; detach it"
-            )
+    if torch.is_grad_enabled():
+        for name, tensor in (("adv", adv), ("momentum", momentum)):
+            if tensor is not None and tensor.requires_grad and not tensor.is_leaf:
+                raise ValueError(f"{name}: part of a graph, which would miss the update; detach it")
     call = _call(
         adv, images, grad, domain, momentum, active, eps, alpha, background, numbers, normalize
     )
