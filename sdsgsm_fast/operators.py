@@ -185,10 +185,8 @@ def _update_(
     backend: str,
 ) -> None:
     """Kernel of `update_`."""
-    if torch.is_grad_enabled():
-        for name, tensor in (("adv", adv), ("momentum", momentum)):
-            if tensor is not None and tensor.requires_grad and not tensor.is_leaf:
-                raise ValueError(f"{name}: part of a graph, which would miss the update; detach it")
+    if adv.requires_grad or (momentum is not None and momentum.requires_grad):
+        _refuse_graphs(adv, momentum)
     call = _call(
         adv, images, grad, domain, momentum, active, eps, alpha, background, numbers, normalize
     )
@@ -201,6 +199,13 @@ def _update_(
     _give_back(adv, call.adv)
     if momentum is not None:
         _give_back(momentum, call.momentum)
+
+
+def _refuse_graphs(adv: Tensor, momentum: Tensor | None) -> None:
+    for name, tensor in (("adv", adv), ("momentum", momentum)):
+        inside = tensor is not None and tensor.requires_grad and not tensor.is_leaf
+        if inside and torch.is_grad_enabled():
+            raise ValueError(f"{name}: part of a graph, which would miss the update; detach it")
 
 
 def _give_back(tensor: Tensor, result: Tensor | None) -> None:

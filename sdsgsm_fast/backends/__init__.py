@@ -29,8 +29,9 @@ def choose(backend: str, tensor: Tensor) -> ModuleType:
     """
     if backend == "auto":
         # On CUDA Triton comes first until both have been measured against each other.
-        order = (triton, native) if tensor.is_cuda else (native,)
-        return next((kernels for kernels in order if kernels.supports(tensor)), reference)
+        if tensor.is_cuda and triton.supports(tensor):
+            return triton
+        return native if native.supports(tensor) else reference
     checks.choice("backend", backend, NAMES)
     if backend == "reference":
         return reference
