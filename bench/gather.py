@@ -33,9 +33,9 @@ def steps(folder: Path) -> dict[str, Any]:
     return found
 
 
-def registers() -> dict[str, int]:
+def registers(folder: Path) -> dict[str, int]:
     """Kernels and the most registers and spilled bytes among them, from nvcc's report."""
-    log = ROOT / "sdsgsm_fast" / "_nvcc.log"
+    log = folder / "source" / "sdsgsm_fast" / "_nvcc.log"
     text = log.read_text() if log.is_file() else ""
     used = [int(n) for n in re.findall(r"Used (\d+) registers", text)]
     spilled = [int(n) for n in re.findall(r"(\d+) bytes spill stores", text)]
@@ -86,7 +86,7 @@ def main() -> None:
         "machine": {**machine(), **versions(), "driver": driver()},
         "commit": commit(),
         "steps": outcome,
-        "nvcc": registers(),
+        "nvcc": registers(folder),
         "update": figures(folder / "update.json"),
         "occlude": figures(folder / "occlude.json"),
     }

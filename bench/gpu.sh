@@ -3,15 +3,15 @@
 #
 #   bench/gpu.sh [FILE]     default: bench/results/gpu.json
 #
-# Takes the python3 on PATH (or $PYTHON) with torch, triton, pytest, pybind11 and setuptools >= 77,
-# nvcc and compute-sanitizer; installs nothing, downloads nothing. Each step's outcome and seconds go
+# Takes the python3 on PATH (or $PYTHON) with torch, triton, pytest, pybind11 and setuptools,
+# nvcc and compute-sanitizer; builds in a copy of the tree; installs nothing, downloads nothing. Each step's outcome and seconds go
 # into the file, failures included; the exit status is 1 if a step failed or could not be made.
 set -u
 python=$(command -v "${PYTHON:-python3}") || { echo "gpu.sh: no ${PYTHON:-python3}" >&2; exit 1; }
 out=$(realpath -m "${1:-$(dirname "$0")/results/gpu.json}")
 cd "$(dirname "$0")/.." || exit 1
 logs=$(mktemp -d)
-export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1
+export PYTHONPATH="$logs/source${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1
 SDSGSM_CUDA_ARCHITECTURES=$("$python" -c 'import torch; print("%d%d" % torch.cuda.get_device_capability())') || {
   echo "gpu.sh: $python has no torch, or torch no CUDA device" >&2
   exit 1
@@ -19,31 +19,36 @@ SDSGSM_CUDA_ARCHITECTURES=$("$python" -c 'import torch; print("%d%d" % torch.cud
 export SDSGSM_CUDA_ARCHITECTURES
 
 failed=0
-step() { # NAME SECONDS COMMAND...: run it, keep its log, outcome and duration
-  name=$1 limit=$2
-  shift 2
+step() { # NAME COMMAND...: run it, keep its log, outcome and duration
+  name=$1
+  shift
   echo "== $name"
   start=$(date +%s.%N)
-  timeout -k 5 "$limit" "$@" >"$logs/$name.log" 2>&1
+  ("$@") >"$logs/$name.log" 2>&1
   code=$?
   [ $code -eq 0 ] || failed=1
   tail -n 12 "$logs/$name.log"
   echo "$name $code $start $(date +%s.%N)" >>"$logs/steps"
 }
 
-step build 180 "$python" setup.py -q build_ext --inplace
-step import 60 "$python" -c "import sdsgsm_fast._native_cpu, sdsgsm_fast._native_cuda"
-step tests 240 "$python" -m pytest -q -p no:cacheprovider tests/test_gpu.py
+build() { # setuptools before 77 does not know how pyproject.toml states the licence
+  mkdir "$logs/source" && cp -R setup.py README.md csrc sdsgsm_fast "$logs/source" &&
+    sed '/^license/d' pyproject.toml >"$logs/source/pyproject.toml" &&
+    cd "$logs/source" && exec timeout -k 5 180 "$python" setup.py -q build_ext --inplace
+}
+step build build
+step import timeout -k 5 60 "$python" -c "import sdsgsm_fast._native_cpu, sdsgsm_fast._native_cuda"
+step tests timeout -k 5 240 "$python" -m pytest -q -p no:cacheprovider tests/test_gpu.py
 if sanitizer=$(command -v compute-sanitizer); then
   for tool in memcheck racecheck; do
-    step $tool 90 "$sanitizer" --tool $tool --error-exitcode 9 "$python" bench/sanitize_gpu.py
+    step $tool timeout -k 5 90 "$sanitizer" --tool $tool --error-exitcode 9 "$python" bench/sanitize_gpu.py
   done
 else
   echo "== compute-sanitizer was not found"
   echo "compute-sanitizer 127 0 0" >>"$logs/steps"
   failed=1
 fi
-step update 150 "$python" bench/update.py --json "$logs/update.json"
-step occlude 100 "$python" bench/occlude.py --json "$logs/occlude.json"
+step update timeout -k 5 150 "$python" bench/update.py --json "$logs/update.json"
+step occlude timeout -k 5 100 "$python" bench/occlude.py --json "$logs/occlude.json"
 "$python" bench/gather.py "$logs" "$out" || failed=1
 exit $failed
