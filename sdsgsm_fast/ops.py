@@ -1,4 +1,4 @@
-"""The operators: usable eagerly, under ``torch.compile(fullgraph=True)``, and in CUDA graphs.
+"""The operators: usable eagerly and under ``torch.compile(fullgraph=True)``.
 
 They are registered with PyTorch as ``torch.ops.sdsgsm_fast``; none is differentiable.
 
