@@ -10,12 +10,13 @@
 #include <vector>
 
 #include "calls.h"
+#include "paste.h"
 
 namespace sdsgsm {
 
 namespace py = pybind11;
 
-constexpr int kInterface = 2;  // native.py refuses modules of another number
+constexpr int kInterface = 3;  // native.py refuses modules of another number
 
 template <class T = void>
 T* at(uintptr_t address) {
@@ -94,6 +95,37 @@ void def_window_mean(py::module_& m, Run run) {
   m.def("window_mean", [run](uintptr_t scores, uintptr_t out, int64_t batch,
                              const std::array<int64_t, 8>& grid, int type, Where... where) {
     const WindowMeanCall call{at<const void>(scores), at(out), batch, grid_of(grid), DType(type)};
+    py::gil_scoped_release released;
+    run(call, where...);
+  });
+}
+
+// Sizes: tiles, channels, map_h, map_w, crop_h, crop_w, tile_h, tile_w.
+template <class Run, class... Where>
+void def_paste(py::module_& m, Run run) {
+  m.def("paste", [run](uintptr_t clean, uintptr_t crops, uintptr_t out, uintptr_t image,
+                       uintptr_t row, uintptr_t col, uintptr_t rows, uintptr_t cols,
+                       const std::array<int64_t, 8>& sizes, bool one_crop, double pad, int type,
+                       Where... where) {
+    const PasteCall call{at<const void>(clean),
+                         at<const void>(crops),
+                         at(out),
+                         at<const int32_t>(image),
+                         at<const int32_t>(row),
+                         at<const int32_t>(col),
+                         at<const Along>(rows),
+                         at<const Along>(cols),
+                         sizes[0],
+                         sizes[1],
+                         sizes[2],
+                         sizes[3],
+                         sizes[4],
+                         sizes[5],
+                         sizes[6],
+                         sizes[7],
+                         one_crop,
+                         pad,
+                         DType(type)};
     py::gil_scoped_release released;
     run(call, where...);
   });

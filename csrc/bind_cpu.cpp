@@ -56,9 +56,11 @@ PYBIND11_MODULE(_native_cpu, m) {
   const auto window_mean = [](const WindowMeanCall& call, int threads) {
     chosen->window_mean(call, threads);
   };
+  const auto paste = [](const PasteCall& call, int threads) { chosen->paste(call, threads); };
   def_update<decltype(update), int>(m, update);
   def_occlude<decltype(occlude), int>(m, occlude);
   def_window_mean<decltype(window_mean), int>(m, window_mean);
+  def_paste<decltype(paste), int>(m, paste);
   m.def("isas", isas, "Instruction sets that this machine can run, the best last.");
   m.def("isa", [] { return std::string(chosen->isa); }, "The instruction set in use.");
   m.def("use_isa", use_isa, "Choose one of isas(), for tests and benchmarks.");

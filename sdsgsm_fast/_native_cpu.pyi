@@ -51,6 +51,22 @@ def occlude(
 def window_mean(
     scores: int, out: int, batch: int, grid: Sequence[int], type: int, threads: int, /
 ) -> None: ...
+def paste(
+    clean: int,
+    crops: int,
+    out: int,
+    image: int,
+    row: int,
+    col: int,
+    rows: int,
+    cols: int,
+    sizes: Sequence[int],
+    one_crop: bool,
+    pad: float,
+    type: int,
+    threads: int,
+    /,
+) -> None: ...
 def isas() -> list[str]: ...
 def isa() -> str: ...
 def use_isa(name: str, /) -> None: ...

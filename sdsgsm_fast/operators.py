@@ -16,7 +16,7 @@ from torch.autograd.graph import increment_version
 
 from . import checks
 from .backends import choose
-from .backends.calls import Occlude, Update
+from .backends.calls import Occlude, Paste, Update
 from .numerics import compute_dtype
 from .windows import Windows
 
@@ -37,6 +37,8 @@ _SCHEMAS = {
     "Tensor mean, Tensor std, ScalarType dtype, bool channels_last, str backend) -> Tensor",
     "window_mean": "(Tensor scores, int height, int width, int[] patch, int[] stride, "
     "str backend) -> Tensor",
+    "paste": "(Tensor clean, Tensor? crops, Tensor image, Tensor row, Tensor col, Tensor rows, "
+    "Tensor cols, int height, int width, float pad, str backend) -> Tensor",
 }
 
 
@@ -314,7 +316,70 @@ def _fake_window_mean(
     return scores.new_empty((len(scores), height, width))
 
 
+def _check_paste(
+    clean: Tensor, crops: Tensor | None, image: Tensor, row: Tensor, col: Tensor, rows: Tensor,
+    cols: Tensor, height: int, width: int,
+) -> tuple[int, ...]:  # fmt: skip
+    """Shape of the tiles. The indices' values are not checked: they would cost a device's wait."""
+    checks.image_batch("clean", clean)
+    checks.kernel_dtype("clean", clean.dtype)
+    count = len(image)
+    if crops is not None:
+        checks.image_batch("crops", crops)
+        if len(crops) not in (1, count) or crops.shape[1] != clean.shape[1]:
+            raise ValueError(
+                f"crops: expected shape (1 or {count}, {clean.shape[1]}, h, w), "
+                f"found {tuple(crops.shape)}"
+            )
+        if crops.dtype != clean.dtype or crops.device != clean.device:
+            raise ValueError(
+                f"crops: expected {clean.dtype} on {clean.device} as clean, "
+                f"found {crops.dtype} on {crops.device}"
+            )
+    for name, tensor, shape in (
+        ("image", image, (count,)), ("row", row, (count,)), ("col", col, (count,)),
+        ("rows", rows, (len(rows), 3)), ("cols", cols, (len(cols), 3)),
+    ):  # fmt: skip
+        if tensor.dtype != torch.int32 or tuple(tensor.shape) != shape:
+            raise ValueError(
+                f"{name}: expected int32 of shape {shape}, "
+                f"found {tensor.dtype} of shape {tuple(tensor.shape)}"
+            )
+        if tensor.device != clean.device:
+            raise ValueError(f"{name}: expected device {clean.device}, found {tensor.device}")
+    if height < 1 or width < 1:
+        raise ValueError(f"height, width: expected at least 1, found {height}, {width}")
+    return (count, clean.shape[1], height, width)
+
+
+def _paste(
+    clean: Tensor, crops: Tensor | None, image: Tensor, row: Tensor, col: Tensor, rows: Tensor,
+    cols: Tensor, height: int, width: int, pad: float, backend: str,
+) -> Tensor:  # fmt: skip
+    """Kernel of `paste`."""
+    shape = _check_paste(clean, crops, image, row, col, rows, cols, height, width)
+    out = _empty(clean, shape, clean.dtype, last=True)
+    if out.numel():
+        layout = torch.channels_last
+        call = Paste(
+            clean.contiguous(memory_format=layout),
+            None if crops is None else crops.contiguous(memory_format=layout),
+            *(t.contiguous() for t in (image, row, col, rows, cols)), pad,
+        )  # fmt: skip
+        choose(backend, clean).paste(out, call)
+    return out
+
+
+def _fake_paste(
+    clean: Tensor, crops: Tensor | None, image: Tensor, row: Tensor, col: Tensor, rows: Tensor,
+    cols: Tensor, height: int, width: int, pad: float, backend: str,
+) -> Tensor:  # fmt: skip
+    shape = _check_paste(clean, crops, image, row, col, rows, cols, height, width)
+    return _empty(clean, shape, clean.dtype, last=True)
+
+
 update = _register("update", _update, _fake_update)
 update_ = _register("update_", _update_, _fake_update_)
 occlude = _register("occlude", _occlude, _fake_occlude)
 window_mean = _register("window_mean", _window_mean, _fake_window_mean)
+paste = _register("paste", _paste, _fake_paste)

@@ -288,3 +288,60 @@ def window_mean(
     s = p if stride is None else as_pair("stride", stride)
     means: Tensor = operators.window_mean(scores, height, width, p, s, backend)
     return means
+
+
+def paste(
+    clean: Tensor,
+    crops: Tensor | None,
+    image: Tensor,
+    row: Tensor,
+    col: Tensor,
+    rows: Tensor,
+    cols: Tensor,
+    *,
+    height: int,
+    width: int,
+    pad: float = 0.0,
+    backend: str = "auto",
+) -> Tensor:
+    """Tiles of clean maps with crops pasted in: one step of incremental occlusion.
+
+    Parameters
+    ----------
+    clean
+        (B, C, H, W) floating, the maps without occlusion.
+    crops
+        (n, C, h, w), or (1, C, h, w) for one of all tiles, of the dtype of `clean`; None to paste
+        nothing.
+    image, row, col
+        (n,) int32: the clean map of each tile, and its entries of `rows` and `cols`. Their values
+        are trusted.
+    rows, cols
+        (n_rows, 3) and (n_cols, 3) int32: a tile begins at the first number, which may lie beyond
+        the border; the second to the third, excluded, are what the crop covers, from its own
+        beginning on. All three count from the map's beginning.
+    height, width
+        Size of the tiles.
+    pad
+        Value beyond the border.
+    backend
+        "auto", "reference", "native" or "triton".
+
+    Returns
+    -------
+    Tensor
+        (n, C, height, width), channels_last.
+
+    Raises
+    ------
+    ValueError, TypeError
+        If an argument has a wrong shape, dtype or device.
+    RuntimeError
+        If `backend` is missing from this installation.
+    """
+    checks.tensor("clean", clean)
+    checks.choice("backend", backend, NAMES)
+    tiles: Tensor = operators.paste(
+        clean, crops, image, row, col, rows, cols, height, width, float(pad), backend
+    )
+    return tiles

@@ -11,8 +11,9 @@ namespace {
 #include "block.inl"
 #include "update.inl"
 #include "window_mean.inl"
+#include "paste.inl"
 }  // namespace
 
-extern const Kernels avx2{"avx2", update, occlude, window_mean};
+extern const Kernels avx2{"avx2", update, occlude, window_mean, paste};
 }  // namespace sdsgsm::cpu
 #endif

@@ -12,8 +12,9 @@ namespace {
 #include "lanes_avx512.inl"
 #include "update.inl"
 #include "window_mean.inl"
+#include "paste.inl"
 }  // namespace
 
-extern const Kernels avx512{"avx512", update, occlude, window_mean};
+extern const Kernels avx512{"avx512", update, occlude, window_mean, paste};
 }  // namespace sdsgsm::cpu
 #endif

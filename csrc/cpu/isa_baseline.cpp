@@ -8,7 +8,8 @@ namespace {
 #include "block.inl"
 #include "update.inl"
 #include "window_mean.inl"
+#include "paste.inl"
 }  // namespace
 
-extern const Kernels baseline{"baseline", update, occlude, window_mean};
+extern const Kernels baseline{"baseline", update, occlude, window_mean, paste};
 }  // namespace sdsgsm::cpu

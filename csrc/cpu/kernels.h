@@ -1,6 +1,7 @@
 // The CPU kernels' interface: one table of functions an instruction set.
 #pragma once
 #include "../calls.h"
+#include "../paste.h"
 #include "isa.h"
 
 namespace sdsgsm::cpu {
@@ -10,6 +11,7 @@ struct Kernels {
   void (*update)(const UpdateCall&, int threads);
   void (*occlude)(const OccludeCall&, int threads);
   void (*window_mean)(const WindowMeanCall&, int threads);
+  void (*paste)(const PasteCall&, int threads);
 };
 
 extern const Kernels baseline;

@@ -62,6 +62,20 @@ class Occlude:
         return fill.to(self.images.dtype).to(dtype), mean, std
 
 
+@dataclass(slots=True)
+class Paste:
+    """Arguments of the paste; see `ops.paste`. Maps are channels_last, indices int32."""
+
+    clean: Tensor
+    crops: Tensor | None
+    image: Tensor
+    row: Tensor
+    col: Tensor
+    rows: Tensor
+    cols: Tensor
+    pad: float
+
+
 @cache
 def on_device(values: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
     """A tensor of constants, made once and kept.

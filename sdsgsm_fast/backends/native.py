@@ -17,9 +17,9 @@ from torch import Tensor
 
 from ..numerics import Setting, compute_dtype
 from ..windows import Windows
-from .calls import NORMALIZE, Occlude, Update, on_device
+from .calls import NORMALIZE, Occlude, Paste, Update, on_device
 
-INTERFACE = 2  # of the compiled modules; raised whenever their functions change
+INTERFACE = 3  # of the compiled modules; raised whenever their functions change
 
 _DTYPES = {torch.float32: 0, torch.float64: 1, torch.float16: 2, torch.bfloat16: 3}
 
@@ -181,4 +181,16 @@ def window_mean(out: Tensor, scores: Tensor, windows: Windows) -> None:
     _module(kind_of(out)).window_mean(
         *(scores.data_ptr(), out.data_ptr(), len(scores), _grid(windows), _DTYPES[out.dtype]),
         *_where(out),
+    )
+
+
+def paste(out: Tensor, p: Paste) -> None:
+    """Tiles with crops pasted in; see `reference.paste`."""
+    crops = p.crops
+    crop_size = (0, 0) if crops is None else tuple(crops.shape[2:])
+    sizes = (len(out), out.shape[1], *p.clean.shape[2:], *crop_size, *out.shape[2:])
+    _module(kind_of(out)).paste(
+        *(p.clean.data_ptr(), _address(crops), out.data_ptr()),
+        *(t.data_ptr() for t in (p.image, p.row, p.col, p.rows, p.cols)),
+        *(sizes, crops is not None and len(crops) == 1, p.pad, _DTYPES[out.dtype], *_where(out)),
     )

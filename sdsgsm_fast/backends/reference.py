@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..numerics import allocation, column, compute_dtype, normalised
 from ..windows import Windows
-from .calls import Occlude, Update
+from .calls import Occlude, Paste, Update
 
 TINY = 1e-20  # the least divisor of equation 5
 
@@ -79,3 +79,22 @@ def window_mean(out: Tensor, scores: Tensor, windows: Windows) -> None:
         total[:, rows, cols] += scores[:, k, None, None].double()
         cover[rows, cols] += 1
     out.copy_(total / cover)
+
+
+@torch.no_grad()
+def paste(out: Tensor, p: Paste) -> None:
+    """Cut tiles out of clean maps and overwrite what the crops cover, one tile at a time."""
+    _, channels, height, width = p.clean.shape
+    places = zip(p.image.tolist(), p.rows[p.row].tolist(), p.cols[p.col].tolist(), strict=True)
+    for n, (image, (top, *rows), (left, *cols)) in enumerate(places):
+        whole = p.clean[image]
+        if p.crops is not None and rows[0] < rows[1] and cols[0] < cols[1]:
+            whole = whole.clone()
+            crop = p.crops[n if len(p.crops) > 1 else 0]
+            whole[:, slice(*rows), slice(*cols)] = crop[:, : rows[1] - rows[0], : cols[1] - cols[0]]
+        tile = out[n]
+        tile.fill_(p.pad)
+        bottom, right = min(top + tile.shape[1], height), min(left + tile.shape[2], width)
+        y, x = max(top, 0), max(left, 0)
+        if y < bottom and x < right:
+            tile[:, y - top : bottom - top, x - left : right - left] = whole[:, y:bottom, x:right]

@@ -1,0 +1,123 @@
+"""A convolution with all that can be folded into it: batch norm, a sum, a ReLU."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+Ints = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Convolution:
+    """relu(convolution(x) + bias + other), the last two where they are wanted.
+
+    Attributes
+    ----------
+    weight, bias
+        (outputs, inputs/groups, rows, columns) and (outputs,) or None.
+    stride, padding, dilation, groups
+        As in `torch.nn.functional.conv2d`.
+    relu
+        Whether negative results become 0.
+    packed
+        The weights as oneDNN wants them, an opaque tensor; None to use `weight`.
+    """
+
+    weight: Tensor
+    bias: Tensor | None
+    stride: Ints
+    padding: Ints
+    dilation: Ints
+    groups: int
+    relu: bool = False
+    packed: Tensor | None = None
+
+    def scaled(self, scale: Tensor, shift: Tensor) -> Convolution:
+        """This convolution followed by y·scale + shift, (outputs,) each in double."""
+        weight = (self.weight.double() * scale[:, None, None, None]).to(self.weight.dtype)
+        bias = shift if self.bias is None else shift + scale * self.bias.double()
+        return replace(self, weight=weight, bias=bias.to(self.weight.dtype))
+
+    def in_dtype(self, dtype: torch.dtype) -> Convolution:
+        """This convolution in another precision, its weights channels_last."""
+        weight = self.weight.to(dtype=dtype, memory_format=torch.channels_last)
+        return replace(self, weight=weight, bias=None if self.bias is None else self.bias.to(dtype))
+
+    def prepared(self, shape: tuple[int, ...], padded: bool) -> Convolution:
+        """With the weights laid out for inputs of `shape`, where oneDNN has a say."""
+        if not _onednn(self.weight):
+            return self
+        padding = (0, 0) if padded else self.padding
+        packed = torch.ops.mkldnn._reorder_convolution_weight(
+            self.weight, padding, self.stride, self.dilation, self.groups, list(shape)
+        )
+        return replace(self, packed=packed)
+
+    def __call__(self, x: Tensor, other: Tensor | None = None, *, padded: bool = False) -> Tensor:
+        """Convolve; `padded` inputs hold their border already."""
+        x = x.to(self.weight.dtype)
+        padding = (0, 0) if padded else self.padding
+        if other is not None:
+            other = other.to(self.weight.dtype)
+        if self.packed is not None:
+            return self._fused(x, other, padding)
+        y = F.conv2d(x, self.weight, self.bias, self.stride, padding, self.dilation, self.groups)
+        if other is not None:
+            y += other
+        return y.relu_() if self.relu else y
+
+    def _fused(self, x: Tensor, other: Tensor | None, padding: Ints) -> Tensor:
+        """One call of oneDNN."""
+        shape: tuple[Any, ...] = (padding, self.stride, self.dilation, self.groups)
+        unary = "relu" if self.relu else None
+        if other is None:
+            y: Tensor = torch.ops.mkldnn._convolution_pointwise(
+                x, self.packed, self.bias, *shape, unary or "none", [], ""
+            )
+            return y
+        layout = torch.channels_last
+        y = torch.ops.mkldnn._convolution_pointwise.binary(
+            x, other.contiguous(memory_format=layout), self.packed, self.bias, *shape,
+            "add", 1.0, unary, [], "",
+        )  # fmt: skip
+        return y
+
+
+def _onednn(weight: Tensor) -> bool:
+    """Whether oneDNN's fused convolutions are there for a tensor; PyTorch keeps them private."""
+    return (
+        weight.device.type == "cpu"
+        and weight.dtype in (torch.float32, torch.bfloat16)
+        and torch.backends.mkldnn.is_available()
+        and torch.backends.mkldnn.enabled
+        and hasattr(torch.ops.mkldnn, "_convolution_pointwise")
+        and hasattr(torch.ops.mkldnn, "_reorder_convolution_weight")
+    )
+
+
+@dataclass(frozen=True)
+class BatchNorm:
+    """An eval-mode batch norm: (x − mean)/√(var + eps)·weight + bias, (C,) each."""
+
+    weight: Tensor | None
+    bias: Tensor | None
+    mean: Tensor
+    var: Tensor
+    eps: float
+
+    def affine(self) -> tuple[Tensor, Tensor]:
+        """Scale and shift in double."""
+        scale = (self.var.double() + self.eps).rsqrt()
+        if self.weight is not None:
+            scale = scale * self.weight.double()
+        shift = -self.mean.double() * scale
+        return scale, shift if self.bias is None else shift + self.bias.double()
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Normalise (B, C, …)."""
+        return F.batch_norm(x, self.mean, self.var, self.weight, self.bias, False, 0.0, self.eps)

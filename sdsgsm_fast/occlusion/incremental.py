@@ -1,0 +1,118 @@
+"""Runs a plan: clean maps once an image, then only what each window changes.
+
+After Krypton (Nakandala et al., SIGMOD 2019), for any graph that a trace gives, in chunks of
+windows of one or several images; the dense plan is the special case without tiles.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import ops
+from .lower import Layer
+from .network import channels_last, last_readers
+from .plan import Cut, Plan, table
+
+
+class Runner:
+    """A plan made ready for a device.
+
+    Parameters
+    ----------
+    plan
+        What to do.
+    fill
+        (C,), what zeroed-out pixels become, as the model takes them.
+    patch
+        Size of a window.
+    chunk
+        Windows that run at once.
+    backend
+        Who pastes; see `ops.paste`.
+    """
+
+    def __init__(
+        self, plan: Plan, fill: Tensor, patch: tuple[int, int], chunk: int, backend: str
+    ) -> None:
+        self.plan, self.backend = plan, backend
+        self.steps = plan.network.steps
+        self.fill = channels_last(
+            fill.to(plan.network.dtype)[None, :, None, None].expand(1, -1, *patch)
+        )
+        cuts = [cut for action in plan.actions for cut in action.cuts if cut is not None]
+        self.tables = {
+            id(cut): (table(cut.rows, fill.device), table(cut.cols, fill.device)) for cut in cuts
+        }
+        self.last = last_readers([step.inputs for step in self.steps])
+        self._prepare(chunk)
+
+    def clean(self, inputs: Tensor) -> dict[int, Tensor]:
+        """Maps of clean inputs (B, C, H, W) that windows are cut from."""
+        constants = {
+            k: step.constant for k, step in enumerate(self.steps) if step.constant is not None
+        }
+        wanted = self.plan.sources - constants.keys()
+        return {**constants, **self.plan.network.run(inputs, wanted)}
+
+    @torch.inference_mode()
+    def logits(
+        self, clean: dict[int, Tensor], image: Tensor, row: Tensor, col: Tensor
+    ) -> Tensor:
+        """Logits (n, K) of windows (row, col) of the images of `clean`, (n,) int32 each."""
+        where = (image, row, col)
+        values: dict[int, Any] = {0: self.fill}
+        whole: dict[int, Tensor] = {}
+        for k, (step, action) in enumerate(zip(self.steps, self.plan.actions, strict=True)):
+            if step.constant is not None:
+                values[k] = step.constant
+            elif action.tiled:
+                assert step.tile is not None
+                values[k] = step.tile(
+                    *(
+                        values[i] if cut is None else self._paste(cut, clean, values, where)
+                        for i, cut in zip(step.inputs, action.cuts, strict=True)
+                    )
+                )
+            elif k:
+                for cut in action.cuts:
+                    if cut is not None and cut.source not in whole:
+                        whole[cut.source] = self._paste(cut, clean, values, where)
+                values[k] = step.run(len(image), *(whole.get(i, values[i]) for i in step.inputs))
+            for i in {*step.inputs, k}:
+                if self.last.get(i, i) <= k and i != self.plan.network.output:
+                    values.pop(i, None)
+                    whole.pop(i, None)
+        return values[self.plan.network.output]  # type: ignore[no-any-return]
+
+    def _paste(
+        self, cut: Cut, clean: dict[int, Tensor], values: dict[int, Any],
+        where: tuple[Tensor, Tensor, Tensor],
+    ) -> Tensor:  # fmt: skip
+        """A step's tiles: its clean map with its crops in their places."""
+        constant = self.steps[cut.source].constant
+        image, row, col = where
+        return ops.paste(
+            clean[cut.source], None if constant is not None else values[cut.source],
+            image if constant is None else torch.zeros_like(image), row, col,
+            *self.tables[id(cut)], height=cut.size[0], width=cut.size[1], pad=cut.pad,
+            backend=self.backend,
+        )  # fmt: skip
+
+    def _prepare(self, chunk: int) -> None:
+        """Lay the convolutions' weights out for the inputs to come."""
+        for step, action in zip(self.steps, self.plan.actions, strict=True):
+            layer = step.tile if action.tiled else step.run
+            if not isinstance(layer, Layer):
+                continue
+            cut, source = action.cuts[0], step.inputs[0]
+            shape, crop = self.steps[source].shape, self.plan.crops[source]
+            assert shape is not None
+            size = shape[1:]
+            if cut is not None:
+                size = cut.size
+            elif action.tiled and crop is not None:
+                size = crop.size
+            layer.prepare((chunk, shape[0], *size))

@@ -1,0 +1,332 @@
+"""What a model computes, as a list of ATen operations that hold for every batch size.
+
+The model runs twice on tensors without data (PyTorch's "meta" device), with batches of two sizes.
+Whatever looks at the data, control flow included, raises there, so the list that remains is all
+that the model does; every integer that differs between the runs must be proportional to the batch.
+A trace costs a few hundredths of a second and neither computes nor allocates.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_flatten, tree_iter, tree_map, tree_unflatten
+
+from ..classifier import Classifier
+
+BATCHES = (7, 11)
+"""Sizes of the two batches: not 1, which broadcasts, and with no quotient or share in common."""
+
+BOUND_TO_A_LAYOUT = ("as_strided", "_reshape_alias", "set_", "resize_")
+
+
+class Untraceable(Exception):
+    """The model is no fixed list of operations; the message says why."""
+
+
+@dataclass(frozen=True)
+class Value:
+    """The result of an operation: `node` and which of its outputs."""
+
+    node: int
+    output: int = 0
+
+
+@dataclass(frozen=True)
+class PerImage:
+    """An integer that is `count` times the batch size."""
+
+    count: int
+
+
+@dataclass
+class Node:
+    """One operation.
+
+    Attributes
+    ----------
+    op
+        The ATen overload; None for the model's input.
+    args, kwargs
+        Its arguments: `Value` stands for a result, `PerImage` for a multiple of the batch.
+    shapes
+        Shape of each output, sizes as in the arguments.
+    dtypes
+        Dtype of each output.
+    """
+
+    op: Any
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    shapes: tuple[tuple[int | PerImage, ...], ...]
+    dtypes: tuple[torch.dtype, ...]
+
+    @property
+    def name(self) -> str:
+        """The operation's short name, as "convolution"."""
+        return "input" if self.op is None else self.op.overloadpacket.__name__
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """Its arguments by the names of its schema, defaults filled in."""
+        found = {}
+        for place, argument in enumerate(self.op._schema.arguments):
+            default = argument.default_value if argument.has_default_value() else None
+            given = self.args[place] if place < len(self.args) else default
+            found[argument.name] = self.kwargs.get(argument.name, given)
+        return found
+
+    @property
+    def lists(self) -> bool:
+        """Whether it returns a list or several tensors."""
+        returns = self.op._schema.returns
+        return len(returns) > 1 or returns[0].type.kind() == "ListType"
+
+    def inputs(self) -> list[Value]:
+        """The results that it reads."""
+        return [leaf for leaf in tree_iter((self.args, self.kwargs)) if isinstance(leaf, Value)]
+
+
+@dataclass(frozen=True)
+class Graph:
+    """Operations in their order; node 0 is the input, `output` the logits."""
+
+    nodes: list[Node]
+    output: Value
+
+
+def trace(classifier: Classifier, images: Tensor) -> Graph:
+    """Record what the model does with inputs of the images' size, without running it on data.
+
+    Parameters
+    ----------
+    classifier
+        Its module is expected to be frozen.
+    images
+        (B, C, H, W), of which only shape, dtype and device are used.
+
+    Raises
+    ------
+    Untraceable
+        If the model looks at the data, draws random numbers, writes through views, uses an
+        operation without a meta kernel, or does something else for another batch size.
+    """
+    dtype = classifier.input_dtype(images)
+    first, second = (
+        _record(classifier, images, torch.empty(n, *images.shape[1:], dtype=dtype, device="meta"))
+        for n in BATCHES
+    )
+    graph = _unify(first, second)
+    for node in graph.nodes:
+        if node.op is not None and torch.Tag.nondeterministic_seeded in node.op.tags:
+            raise Untraceable(f"{node.name}: draws random numbers")
+    return graph
+
+
+def _record(classifier: Classifier, images: Tensor, inputs: Tensor) -> Graph:
+    recorder = _Recorder(inputs, images.device)
+    try:
+        with (
+            _attributes_kept(classifier.module),
+            torch.compiler.set_stance("force_eager"),
+            torch.autocast(images.device.type, enabled=False),
+            torch.no_grad(),
+            recorder,
+        ):
+            output = classifier.model(inputs)
+    except Untraceable:
+        raise
+    except Exception as error:  # whatever the model raises, it cannot be traced
+        text = (str(error).splitlines() or [""])[0]
+        raise Untraceable(
+            f"{recorder.last}: the model cannot run without data ({type(error).__name__}: {text})"
+        ) from error
+    logits = output if isinstance(output, Tensor) else getattr(output, "logits", None)
+    value = recorder.value_of(logits) if isinstance(logits, Tensor) else None
+    if value is None:
+        raise Untraceable("output: the logits do not depend on the images")
+    return _alive(Graph(recorder.nodes, value))
+
+
+@contextmanager
+def _attributes_kept(module: nn.Module | None) -> Iterator[None]:
+    """Undo the attributes that a forward pass sets, lest tensors without data stay there."""
+    kept = [(vars(m), dict(vars(m))) for m in (module or nn.Module()).modules()]
+    try:
+        yield
+    finally:
+        for present, before in kept:
+            if present.keys() != before.keys() or any(present[k] is not before[k] for k in before):
+                present.clear()
+                present.update(before)
+
+
+class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Writes down every operation on tensors without data.
+
+    Operations on the model's own tensors alone run as usual: their results are constants.
+    """
+
+    def __init__(self, inputs: Tensor, device: torch.device) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.device = device
+        self.last = "input"
+        self.nodes = [Node(None, (), {}, (tuple(inputs.shape),), (inputs.dtype,))]
+        self._values: dict[int, Value] = {id(inputs): Value(0)}
+        self._alive: list[Any] = [inputs]  # ids stay unique while their tensors live
+        self._twins: dict[int, Tensor] = {}
+        self._sharing: dict[int, list[int]] = {_storage(inputs): [id(inputs)]}
+        self._stale: set[int] = set()
+
+    def value_of(self, tensor: Tensor) -> Value | None:
+        """The operation that made `tensor`; None if it is none of the recorded."""
+        return self._values.get(id(tensor))
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = dict(kwargs or {})
+        tensors = [leaf for leaf in tree_iter((args, kwargs)) if isinstance(leaf, Tensor)]
+        on_meta = any(t.is_meta for t in tensors) or _is_meta(kwargs.get("device"))
+        if not on_meta:
+            return func(*args, **kwargs)
+        self.last = func.overloadpacket.__name__
+        if self.last in BOUND_TO_A_LAYOUT:
+            raise Untraceable(f"{self.last}: depends on the layout in memory")
+        if "device" in kwargs:
+            kwargs["device"] = torch.device("meta")
+        written = args[0] if func._schema.is_mutable else None
+        recorded = tree_map(self._argument, (args, kwargs))
+        real_args, real_kwargs = tree_map(self._twin, (args, kwargs))
+        result = func(*real_args, **real_kwargs)
+        if written is not None:
+            func = self._functional(func, written, result)
+        self._note(func, recorded, result)
+        return result
+
+    def _argument(self, leaf: Any) -> Any:
+        """How an argument is written down."""
+        if isinstance(leaf, torch.device):
+            return self.device
+        if not isinstance(leaf, Tensor) or not leaf.is_meta:
+            return leaf
+        if id(leaf) in self._stale:
+            raise Untraceable(f"{self.last}: reads a view of what was overwritten in place")
+        value = self._values.get(id(leaf))
+        if value is None:
+            raise Untraceable(f"{self.last}: takes a tensor without data of unknown origin")
+        return value
+
+    def _twin(self, leaf: Any) -> Any:
+        """Stand in for a real tensor; the same one each time."""
+        if not isinstance(leaf, Tensor) or leaf.is_meta:
+            return leaf
+        if id(leaf) not in self._twins:
+            self._alive.append(leaf)
+            self._twins[id(leaf)] = torch.empty_strided(
+                leaf.shape, leaf.stride(), dtype=leaf.dtype, device="meta"
+            )
+        return self._twins[id(leaf)]
+
+    def _functional(self, func: Any, written: Any, result: Any) -> Any:
+        """Return the operation that does not write in place; what shares the memory is stale."""
+        packet, name = func.overloadpacket, self.last
+        counterpart = getattr(torch.ops.aten, name[:-1], None) if name.endswith("_") else None
+        overload = getattr(counterpart, func._overloadname, None)
+        if overload is None or result is not written or id(written) not in self._values:
+            raise Untraceable(f"{packet.__name__}: writes in place")
+        self._stale.update(i for i in self._sharing[_storage(written)] if i != id(written))
+        return overload
+
+    def _note(self, func: Any, recorded: Any, result: Any) -> None:
+        outputs = list(result) if isinstance(result, (tuple, list)) else [result]
+        if not all(isinstance(out, Tensor) and out.is_meta for out in outputs):
+            raise Untraceable(f"{self.last}: does not return tensors")
+        args, kwargs = recorded
+        shapes = tuple(tuple(out.shape) for out in outputs)
+        self.nodes.append(Node(func, args, kwargs, shapes, tuple(out.dtype for out in outputs)))
+        for k, out in enumerate(outputs):
+            self._alive.append(out)
+            self._stale.discard(id(out))
+            self._values[id(out)] = Value(len(self.nodes) - 1, k)
+            sharing = self._sharing.setdefault(_storage(out), [])
+            if id(out) not in sharing:
+                sharing.append(id(out))
+
+
+def _storage(tensor: Tensor) -> int:
+    return int(tensor.untyped_storage()._cdata)
+
+
+def _is_meta(device: Any) -> bool:
+    return device is not None and torch.device(device).type == "meta"
+
+
+def _alive(graph: Graph) -> Graph:
+    """The graph without the operations whose results nobody reads."""
+    wanted, kept = {0, graph.output.node}, []
+    for k in reversed(range(len(graph.nodes))):
+        if k in wanted:
+            wanted.update(value.node for value in graph.nodes[k].inputs())
+            kept.append(k)
+    place = {old: new for new, old in enumerate(reversed(kept))}
+
+    def moved(leaf: Any) -> Any:
+        return Value(place[leaf.node], leaf.output) if isinstance(leaf, Value) else leaf
+
+    nodes = []
+    for k in reversed(kept):
+        node = graph.nodes[k]
+        args, kwargs = tree_map(moved, (node.args, node.kwargs))
+        nodes.append(Node(node.op, args, kwargs, node.shapes, node.dtypes))
+    return Graph(nodes, moved(graph.output))
+
+
+def _unify(first: Graph, second: Graph) -> Graph:
+    """The one graph of which both traces are instances.
+
+    Raises
+    ------
+    Untraceable
+        If they differ in anything but multiples of the batch size.
+    """
+    if len(first.nodes) != len(second.nodes) or first.output != second.output:
+        raise Untraceable("batch: the operations depend on its size")
+    nodes = []
+    for a, b in zip(first.nodes, second.nodes, strict=True):
+        if a.op is not b.op or a.dtypes != b.dtypes:
+            raise Untraceable(f"{a.name}: another operation for another batch size")
+        leaves, spec = tree_flatten((a.args, a.kwargs, a.shapes))
+        others, other_spec = tree_flatten((b.args, b.kwargs, b.shapes))
+        if spec != other_spec:
+            raise Untraceable(f"{a.name}: other arguments for another batch size")
+        merged = [_merged(a.name, x, y) for x, y in zip(leaves, others, strict=True)]
+        args, kwargs, shapes = tree_unflatten(merged, spec)
+        nodes.append(Node(a.op, args, kwargs, shapes, a.dtypes))
+    return Graph(nodes, first.output)
+
+
+def _merged(name: str, a: Any, b: Any) -> Any:
+    """What two runs say of one argument: the same, or a multiple of the batch size."""
+    if isinstance(a, Tensor) and isinstance(b, Tensor):
+        if _same(a, b):
+            return a
+    elif type(a) is int and type(b) is int and a != b:
+        if a % BATCHES[0] == 0 and a // BATCHES[0] * BATCHES[1] == b:
+            return PerImage(a // BATCHES[0])
+    elif type(a) is type(b) and (a == b or a is b or (a != a and b != b)):
+        return a
+    raise Untraceable(f"{name}: its arguments depend on the batch size")
+
+
+def _same(a: Tensor, b: Tensor) -> bool:
+    """Whether two constants are one: the same memory, or the same values."""
+    if a is b or a.shape != b.shape or a.dtype != b.dtype or a.device != b.device:
+        return a is b
+    return (a.data_ptr() == b.data_ptr() and a.stride() == b.stride()) or torch.equal(a, b)
