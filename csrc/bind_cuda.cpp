@@ -10,6 +10,7 @@ PYBIND11_MODULE(_native_cuda, m) {
   def_update<decltype(&cuda::update), int, uintptr_t, uintptr_t>(m, &cuda::update);
   def_occlude<decltype(&cuda::occlude), int, uintptr_t>(m, &cuda::occlude);
   def_window_mean<decltype(&cuda::window_mean), int, uintptr_t>(m, &cuda::window_mean);
+  def_paste<decltype(&cuda::paste), int, uintptr_t>(m, &cuda::paste);
   m.def("update_scratch", [](int64_t batch, int64_t values, int image_type, int device) {
     return cuda::update_scratch(batch, values, DType(image_type), device);
   });

@@ -270,7 +270,9 @@ class Attack:
             backend=self.backend, max_memory=self.max_memory, progress=self.progress,
         )  # fmt: skip
         tally = _Tally.of(images)
-        tally.forward += math.ceil((self.classifier.forwards - before) / len(images))
+        again = 0 if measured.rescored is None else measured.rescored
+        common = self.classifier.forwards - before - int(torch.as_tensor(again).sum())
+        tally.forward += math.ceil(common / len(images)) + again
         by_gradient = isinstance(self.domain, Gradient)
         tally.backward += int(by_gradient)
         skipped = clean.predicted != labels
@@ -296,7 +298,7 @@ class Attack:
             self._descend(alive, grad, tally)
         return AttackResult(
             adv=tally.adv, success=tally.success, skipped=skipped, updates=tally.updates,
-            domain=measured.domain, scores=measured.scores,
+            domain=measured.domain, scores=measured.scores, rescored=measured.rescored,
             passes=Passes(tally.forward, tally.backward), images=images, bounds=self.bounds,
             judge=judge,
         )  # fmt: skip
@@ -394,7 +396,7 @@ class Attack:
         tally = _Tally.of(images)
         return AttackResult(
             adv=tally.adv, success=tally.success, skipped=tally.success, updates=tally.updates,
-            domain=images.new_empty((0, *images.shape[2:])), scores=None,
+            domain=images.new_empty((0, *images.shape[2:])), scores=None, rescored=None,
             passes=Passes(tally.forward, tally.backward), images=images, bounds=self.bounds,
             judge=judge,
         )  # fmt: skip

@@ -28,13 +28,16 @@ class Classifier:
     mean, std
         The model's normalisation (x − mean)/std, one value or one a channel; None for none.
     precision
-        "float32" is the model in its own precision. "bfloat16" lets `logits` and `trace` run under
-        bfloat16 autocast where they are called with ``search=True``. "auto" is "float32".
+        "float32" is the model in its own precision. "bfloat16" lets `trace` run under bfloat16
+        autocast where it is called with ``search=True``. "auto" is "float32", except
+        for domains from occlusion: they are searched in bfloat16 where the device gains from it.
 
     Attributes
     ----------
+    precision : str
+        As given.
     forwards : int
-        Images that have passed through the model since construction.
+        Images that have passed through the model since construction, zeroed-out copies included.
     reduced : bool
         Whether a search runs in a lower precision than the verdicts.
     """
@@ -53,6 +56,7 @@ class Classifier:
         self.model = model
         self.mean = mean
         self.std = std
+        self.precision = precision
         self.reduced = precision == "bfloat16"
         self.forwards = 0
         self._overwrites: bool | None = None  # its input; unknown before the first pass
@@ -136,15 +140,16 @@ class Classifier:
             std, dtype=kind, device=device
         )
 
-    def forward(self, inputs: Tensor, *, search: bool = False) -> Tensor:
+    def forward(self, inputs: Tensor, *, reduced: bool = False) -> Tensor:
         """Logits (B, K) of inputs that are already normalised, counted and checked.
+
+        `reduced` runs the model under bfloat16 autocast.
 
         Raises
         ------
         TypeError, ValueError
             If the model returns anything but a floating tensor (B, K ≥ 2).
         """
-        reduced = self.reduced and search
         version = inputs._version
         with torch.autocast(inputs.device.type, dtype=torch.bfloat16, enabled=reduced):
             output = self.model(inputs)
@@ -167,15 +172,15 @@ class Classifier:
         return logits
 
     @torch.no_grad()
-    def logits(self, images: Tensor, *, search: bool = False) -> Tensor:
+    def logits(self, images: Tensor, *, reduced: bool = False) -> Tensor:
         """Logits (B, K) of images in their bounds, without gradient."""
-        return self.forward(self.inputs(images), search=search)
+        return self.forward(self.inputs(images), reduced=reduced)
 
     def trace(self, images: Tensor, *, search: bool = False) -> tuple[Tensor, Tensor]:
         """Logits of images in their bounds and the leaf that `gradient` differentiates for."""
         with torch.enable_grad():
             leaf = images.detach().requires_grad_()
-            return self.forward(self.inputs(leaf), search=search), leaf
+            return self.forward(self.inputs(leaf), reduced=self.reduced and search), leaf
 
     def gradient(self, loss: Tensor, leaf: Tensor) -> Tensor:
         """∇ of a loss (B,), summed over the images, with respect to the images of `trace`.

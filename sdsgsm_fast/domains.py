@@ -7,11 +7,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from . import checks, losses, ops
 from .classifier import Classifier
-from .occlusion import score_windows
+from .occlusion import METHODS, score_windows
 from .progress import Progress
 from .windows import Pair, Windows, as_pair
 
@@ -50,10 +51,15 @@ class Clean:
 
 @dataclass(frozen=True)
 class Measured:
-    """A domain m (B, H, W); from `Occlusion` also the scores S (B, rows, cols)."""
+    """A domain m (B, H, W), and what `Occlusion` found out.
+
+    That is the scores S (B, rows, cols) and, where it searched in bfloat16, how many windows of
+    each image were scored again, (B,).
+    """
 
     domain: Tensor
     scores: Tensor | None = None
+    rescored: Tensor | None = None
 
 
 def decision_domain(
@@ -118,10 +124,15 @@ def decision_domain(
 def _top(map: Tensor, coverage: float) -> Tensor:
     """Mark the n largest of each image; a stable sort settles ties by position."""
     flat = map.flatten(1)
-    # Rounding first keeps 0.1·30 = 3.0000000000000004 from asking for a fourth pixel.
-    count = max(1, math.ceil(round(coverage * flat.shape[1], 9)))
+    count = top_count(coverage, flat.shape[1])
     chosen = flat.argsort(dim=1, descending=True, stable=True)[:, :count]
     return torch.zeros_like(flat).scatter_(1, chosen, 1.0).view_as(map)
+
+
+def top_count(coverage: float, pixels: int) -> int:
+    """N of rule "top": ⌈coverage·pixels⌉."""
+    # Rounding first keeps 0.1·30 = 3.0000000000000004 from asking for a fourth pixel.
+    return max(1, math.ceil(round(coverage * pixels, 9)))
 
 
 def _flip(
@@ -145,6 +156,57 @@ def _check_rule(rule: str, coverage: float, threshold: float) -> None:
 
 
 @dataclass(frozen=True)
+class Question:
+    """Which windows' exact scores a domain needs, given how far each score may be off."""
+
+    windows: Windows
+    rule: str
+    coverage: float
+    threshold: float
+    backend: str
+
+    def heights(self, scores: Tensor) -> Tensor:
+        """Equation 2, (B, H, W)."""
+        w = self.windows
+        return ops.window_mean(
+            scores, w.height, w.width, patch=w.patch, stride=w.stride, backend=self.backend
+        )
+
+    def __call__(self, scores: Tensor, doubt: Tensor) -> Tensor:
+        """Windows in doubt over a pixel whose place the doubt leaves open, (B, windows) bool."""
+        heights, off = self.heights(scores).flatten(1), self.heights(doubt).flatten(1)
+        open_ = self._near_top if self.rule == "top" else self._near_threshold
+        pixels = open_(heights - off, heights + off).view(
+            -1, self.windows.height, self.windows.width
+        )
+        return self._covering(pixels) & (doubt > 0)
+
+    def _near_top(self, low: Tensor, high: Tensor) -> Tensor:
+        """Pixels that are neither surely among the n largest nor surely not."""
+        count = top_count(self.coverage, low.shape[1])
+        if count == low.shape[1]:
+            return torch.zeros_like(low, dtype=torch.bool)
+        least = low.sort(dim=1, descending=True).values[:, count - 1 : count]
+        most = high.sort(dim=1, descending=True).values[:, count : count + 1]
+        return (high >= least) & (low <= most)
+
+    def _near_threshold(self, low: Tensor, high: Tensor) -> Tensor:
+        """Pixels that may be the largest, and those whose side of τ·max is not sure."""
+        least, most = low.amax(1, keepdim=True), high.amax(1, keepdim=True)
+        largest = high >= least
+        cut_low, cut_high = self.threshold * least.clamp(min=0), self.threshold * most.clamp(min=0)
+        return largest | ((high >= cut_low) & (low < cut_high))
+
+    def _covering(self, pixels: Tensor) -> Tensor:
+        """Windows (B, windows) over any of the pixels (B, H, W)."""
+        w = self.windows
+        bottom = (w.rows - 1) * w.stride[0] + w.patch[0] - w.height
+        right = (w.cols - 1) * w.stride[1] + w.patch[1] - w.width
+        whole = F.pad(pixels.float(), (0, right, 0, bottom))[:, None]
+        return F.max_pool2d(whole, w.patch, w.stride)[:, 0].flatten(1) > 0
+
+
+@dataclass(frozen=True)
 class Occlusion:
     """Domain from occlusion sensitivity: METHOD.md, section 1.
 
@@ -159,11 +221,19 @@ class Occlusion:
         "prob", "log_prob", "logit" or "margin".
     rule, coverage, threshold
         As in `decision_domain`.
+    method
+        "auto", "dense", "incremental" or "midpoint" (approximate), as in `occlusion_scores`.
 
     Raises
     ------
     ValueError
         If a setting is out of range.
+
+    Notes
+    -----
+    With the attack's precision "auto" the windows are searched in bfloat16 where the device gains
+    from it, and those near the cut scored again in float32 until the domain is the float32 one. The
+    rules "flip" and "soft" have no such cut: they take float32 throughout.
     """
 
     patch: Pair = 4
@@ -173,8 +243,12 @@ class Occlusion:
     rule: str = "top"
     coverage: float = 0.25
     threshold: float = 0.5
+    method: str = "auto"
 
     def __post_init__(self) -> None:
+        checks.choice("method", self.method, METHODS)
+        if self.method == "midpoint" and self.rule == "flip":
+            raise ValueError("method: 'midpoint' cannot tell which windows flip the class")
         patch = as_pair("patch", self.patch)
         Windows.over(*patch, patch, self.stride)
         checks.choice("score", self.score, losses.SCORES)
@@ -209,20 +283,18 @@ class Occlusion:
         images = clean.images
         windows = self.windows(images)
         classes = clean.labels if clean.target is None else clean.predicted
-        scores, flips = score_windows(
+        question = Question(windows, self.rule, self.coverage, self.threshold, backend)
+        found = score_windows(
             clean.classifier, images, classes, clean.logits,
-            windows=windows, score=self.score, fill=self.fill, backend=backend,
-            max_memory=max_memory, progress=progress,
-        )  # fmt: skip
-        heights = ops.window_mean(
-            scores, windows.height, windows.width,
-            patch=self.patch, stride=self.stride, backend=backend,
+            windows=windows, score=self.score, fill=self.fill, method=self.method,
+            backend=backend, max_memory=max_memory, progress=progress,
+            needed=question if self.rule in ("top", "threshold") else None,
         )  # fmt: skip
         domain = decision_domain(
-            heights, rule=self.rule, coverage=self.coverage, threshold=self.threshold,
-            flips=flips, patch=self.patch, stride=self.stride,
+            question.heights(found.scores), rule=self.rule, coverage=self.coverage,
+            threshold=self.threshold, flips=found.flips, patch=self.patch, stride=self.stride,
         )  # fmt: skip
-        return Measured(domain, scores)
+        return Measured(domain, found.scores, found.rescored)
 
 
 @dataclass(frozen=True)

@@ -364,7 +364,8 @@ def _paste(
         call = Paste(
             clean.contiguous(memory_format=layout),
             None if crops is None else crops.contiguous(memory_format=layout),
-            *(t.contiguous() for t in (image, row, col, rows, cols)), pad,
+            image.contiguous(), row.contiguous(), col.contiguous(), rows.contiguous(),
+            cols.contiguous(), pad,
         )  # fmt: skip
         choose(backend, clean).paste(out, call)
     return out

@@ -65,6 +65,9 @@ class AttackResult:
     scores : Tensor or None
         (B, rows, cols) occlusion scores S, where the domain came from `Occlusion`; of the skipped
         images too.
+    rescored : Tensor or None
+        (B,) int64 windows whose score was taken again in the model's own precision, where they
+        were searched in bfloat16.
     passes : Passes
         Forward and backward passes of each image.
     images : Tensor
@@ -81,6 +84,7 @@ class AttackResult:
     updates: Tensor
     domain: Tensor
     scores: Tensor | None
+    rescored: Tensor | None
     passes: Passes
     images: Tensor
     bounds: tuple[float, float]

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from nets import convnet, linear_net, predicted
+from nets import Looking, convnet, linear_net, predicted
 from torch import Tensor, nn
 
 from sdsgsm_fast import (
@@ -239,22 +239,26 @@ def test_dlr_does_not_depend_on_the_scale_of_the_logits() -> None:
 
 def test_passes_are_counted(net: nn.Module, images: Tensor, labels: Tensor) -> None:
     """T updates cost T backward and T + 1 forward passes; occlusion one forward a window."""
-    seen = {"forward": 0}
+    model, seen = Looking(net), {"forward": 0}
 
     def count(_: nn.Module, inputs: tuple[Tensor], __: Tensor) -> None:
         seen["forward"] += len(inputs[0])
 
-    handle = net.register_forward_hook(count)
-    full = BIM(net, steps=6, early_stop=False).run(images, labels)
+    handle = model.register_forward_hook(count)
+    full = BIM(model, steps=6, early_stop=False).run(images, labels)
     assert torch.equal(full.passes.forward, 1 + 6 * (~full.skipped).long())
     assert int(full.passes.forward.sum()) == seen["forward"]
     assert torch.equal(full.passes.backward, torch.where(full.skipped, 0, 6))
     seen["forward"] = 0
-    stopped = SDSGSM(net, steps=6).run(images, labels)
+    stopped = SDSGSM(model, steps=6).run(images, labels)
     handle.remove()
     assert int(stopped.passes.forward.sum()) == seen["forward"]
     tried = ~stopped.skipped
     assert torch.equal(stopped.passes.forward[tried], 16 + 1 + stopped.updates[tried])
+    # Incremental occlusion passes the clean image once more, for the maps that it pastes into.
+    traced = SDSGSM(net, steps=6, domain=Occlusion(method="incremental")).run(images, labels)
+    assert torch.equal(traced.updates, stopped.updates)
+    assert torch.equal(traced.passes.forward[tried], 16 + 1 + 1 + traced.updates[tried])
 
 
 def test_passes_do_not_depend_on_the_batch_nor_on_the_memory(

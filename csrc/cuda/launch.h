@@ -2,6 +2,7 @@
 // std::runtime_error where CUDA reports an error.
 #pragma once
 #include "../calls.h"
+#include "../paste.h"
 
 namespace sdsgsm::cuda {
 
@@ -9,6 +10,7 @@ namespace sdsgsm::cuda {
 int64_t update_scratch(int64_t batch, int64_t values, DType image_type, int device);
 void update(const UpdateCall& call, int device, uintptr_t stream, uintptr_t scratch);
 void occlude(const OccludeCall& call, int device, uintptr_t stream);
+void paste(const PasteCall& call, int device, uintptr_t stream);
 void window_mean(const WindowMeanCall& call, int device, uintptr_t stream);
 
 }  // namespace sdsgsm::cuda

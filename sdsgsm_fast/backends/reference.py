@@ -84,7 +84,7 @@ def window_mean(out: Tensor, scores: Tensor, windows: Windows) -> None:
 @torch.no_grad()
 def paste(out: Tensor, p: Paste) -> None:
     """Cut tiles out of clean maps and overwrite what the crops cover, one tile at a time."""
-    _, channels, height, width = p.clean.shape
+    height, width = p.clean.shape[2:]
     places = zip(p.image.tolist(), p.rows[p.row].tolist(), p.cols[p.col].tolist(), strict=True)
     for n, (image, (top, *rows), (left, *cols)) in enumerate(places):
         whole = p.clean[image]

@@ -7,11 +7,13 @@ from torch import Tensor
 
 from .. import checks, losses, ops
 from ..classifier import Classifier, Model
+from ..precision import bfloat16_pays
 from ..progress import Progress, reporter
 from ..windows import Pair, Windows
-from .dense import window_logits
+from .midpoint import midpoint_scores
+from .scoring import Needed, Scored, Scorer
 
-METHODS = ("auto", "dense")
+METHODS = ("auto", "dense", "incremental", "midpoint")
 
 
 @torch.no_grad()
@@ -24,51 +26,39 @@ def score_windows(
     windows: Windows,
     score: str,
     fill: checks.PerChannel,
+    method: str,
     backend: str,
     max_memory: int | None,
     progress: Progress | None,
-) -> tuple[Tensor, Tensor]:
-    """Equation 1 for every window: scores S and the flips of the predicted class.
+    needed: Needed | None = None,
+) -> Scored:
+    """Equation 1 for every window; the arguments are those of `scoring.Scorer`.
 
-    Parameters
-    ----------
-    classifier, images, classes, clean
-        The model, images (B, C, H, W), the classes c (B,), and the clean images' logits (B, K) in
-        the model's own precision.
-
-    Returns
-    -------
-    scores : Tensor
-        (B, rows, cols), in float32 at least.
-    flips : Tensor
-        (B, rows, cols) bool: the zero-out changes the predicted class.
+    With precision "auto" and `needed`, which says whose exact score a question needs, the windows
+    are searched in bfloat16 where the device gains from it, and only the needed ones scored again.
 
     Raises
     ------
     ValueError
-        If a score is not finite; the message names the images.
+        If a score is not finite; the message names the images. If the method is "incremental" and
+        the model cannot run so.
     """
-    if classifier.reduced:  # differences must be taken within one precision
-        clean = classifier.logits(images, search=True)
-    before, predicted = losses.score(score, clean, classes), clean.argmax(1)
-    scores = before.new_empty((len(images), len(windows)))
-    flips = torch.empty_like(scores, dtype=torch.bool)
-    chunks = window_logits(
-        classifier, images, windows, fill=fill, backend=backend, max_memory=max_memory
-    )
-    for rows, chosen, logits in chunks:
-        flips[rows, chosen] = logits.argmax(2) != predicted[rows, None]
-        repeated = classes[rows, None].expand(logits.shape[:2]).flatten()
-        after = losses.score(score, logits.flatten(0, 1), repeated).view(logits.shape[:2])
-        scores[rows, chosen] = before[rows, None] - after
-        if progress:
-            done = rows.start * len(windows) + (rows.stop - rows.start) * chosen.stop
-            progress("occlusion", done, scores.numel())
-    finite = scores.isfinite().all(1)
-    if not bool(finite.all()):
-        raise ValueError(f"model: occlusion scores are not finite for {checks.named(~finite)}")
-    shape = (len(images), windows.rows, windows.cols)
-    return scores.view(shape), flips.view(shape)
+    if method == "midpoint":
+        scores = midpoint_scores(
+            classifier, images, classes,
+            windows=windows, score=score, fill=fill, max_memory=max_memory, progress=progress,
+        )  # fmt: skip
+        return Scored(scores, torch.zeros_like(scores, dtype=torch.bool))
+    scorer = Scorer(
+        classifier, images, classes, clean,
+        windows=windows, score=score, fill=fill, method=method, backend=backend,
+        max_memory=max_memory, progress=progress,
+    )  # fmt: skip
+    in_two = classifier.precision == "auto" and needed is not None
+    if in_two and clean.dtype == torch.float32 and bfloat16_pays(images.device):
+        assert needed is not None
+        return scorer.settled(needed)
+    return scorer.all(reduced=classifier.reduced)
 
 
 def occlusion_scores(
@@ -112,10 +102,13 @@ def occlusion_scores(
     mean, std
         The model's normalisation; one value, or one a channel; None for none.
     method
-        "dense": a full forward pass a window; "auto" is "dense" in this version.
+        "auto": whatever is fastest and exact. "dense": every window costs a whole forward pass.
+        "incremental": only what a window changes is computed, for as many operations as it pays;
+        an error names the operation at which a model cannot run so. "midpoint": approximate, from
+        eight gradients; see docs/occlusion.md.
     precision
-        "float32": the model's own precision; "bfloat16": under autocast, approximate; "auto" is
-        "float32" in this version.
+        "float32", "auto": the model's own precision. "bfloat16": convolutions and products in
+        bfloat16, approximate.
     backend
         "auto", "reference", "native" or "triton": who zeroes out the windows.
     max_memory
@@ -153,12 +146,12 @@ def occlusion_scores(
         clean = classifier.logits(images)
         classes = clean.argmax(1) if labels is None else labels.long()
         checks.classes_in_range("labels", classes, clean.shape[1])
-        scores, _ = score_windows(
+        found = score_windows(
             classifier, images, classes, clean,
-            windows=windows, score=score, fill=fill, backend=backend, max_memory=max_memory,
-            progress=reporter(progress),
+            windows=windows, score=score, fill=fill, method=method, backend=backend,
+            max_memory=max_memory, progress=reporter(progress),
         )  # fmt: skip
-    return scores
+    return found.scores
 
 
 def occlusion_map(
@@ -199,4 +192,4 @@ def occlusion_map(
     return ops.window_mean(scores, height, width, patch=patch, stride=stride, backend=backend)
 
 
-__all__ = ["METHODS", "occlusion_map", "occlusion_scores", "score_windows"]
+__all__ = ["METHODS", "Needed", "Scored", "occlusion_map", "occlusion_scores", "score_windows"]

@@ -38,13 +38,13 @@ class Convolution:
     packed: Tensor | None = None
 
     def scaled(self, scale: Tensor, shift: Tensor) -> Convolution:
-        """This convolution followed by y·scale + shift, (outputs,) each in double."""
+        """Follow this convolution by y·scale + shift, (outputs,) each in double."""
         weight = (self.weight.double() * scale[:, None, None, None]).to(self.weight.dtype)
         bias = shift if self.bias is None else shift + scale * self.bias.double()
         return replace(self, weight=weight, bias=bias.to(self.weight.dtype))
 
     def in_dtype(self, dtype: torch.dtype) -> Convolution:
-        """This convolution in another precision, its weights channels_last."""
+        """Convert to another precision, weights channels_last."""
         weight = self.weight.to(dtype=dtype, memory_format=torch.channels_last)
         return replace(self, weight=weight, bias=None if self.bias is None else self.bias.to(dtype))
 
@@ -88,13 +88,18 @@ class Convolution:
         return y
 
 
+def onednn_enabled() -> bool:
+    """Whether PyTorch has oneDNN and may use it."""
+    available = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+    return bool(available and torch.backends.mkldnn.enabled)
+
+
 def _onednn(weight: Tensor) -> bool:
     """Whether oneDNN's fused convolutions are there for a tensor; PyTorch keeps them private."""
-    return (
+    return bool(
         weight.device.type == "cpu"
         and weight.dtype in (torch.float32, torch.bfloat16)
-        and torch.backends.mkldnn.is_available()
-        and torch.backends.mkldnn.enabled
+        and onednn_enabled()
         and hasattr(torch.ops.mkldnn, "_convolution_pointwise")
         and hasattr(torch.ops.mkldnn, "_reorder_convolution_weight")
     )

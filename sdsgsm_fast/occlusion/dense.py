@@ -1,4 +1,4 @@
-"""Occlusion by full forward passes over zeroed-out copies, in chunks that fit the cache."""
+"""Occlusion by the model's own forward passes over zeroed-out copies, in chunks."""
 
 from __future__ import annotations
 
@@ -19,58 +19,84 @@ CUDA_CHUNK = 4096  # not measured
 CUDA_SHARE = 0.5  # of the free memory, where no max_memory is given; not measured
 
 
-def window_logits(
-    classifier: Classifier,
-    images: Tensor,
-    windows: Windows,
-    *,
-    fill: checks.PerChannel,
-    backend: str,
-    max_memory: int | None,
-) -> Iterator[tuple[slice, slice, Tensor]]:
-    """Yield (images, windows, logits): the slices of a chunk and its logits (b, w, K).
+class Passes:
+    """Full forward passes of the model as it is, whatever it does.
 
-    On CUDA out-of-memory the chunk is halved and the work goes on.
+    Parameters
+    ----------
+    classifier, images
+        The model and the batch (B, C, H, W).
+    windows, fill
+        What is zeroed out, and with what.
+    reduced
+        Run under bfloat16 autocast.
+    backend, max_memory
+        As in `occlusion_scores`.
     """
-    chunk = chunk_size(classifier, images, max_memory)
-    at, window = 0, 0
-    while at < len(images):
-        count = min(chunk, len(windows) - window)
-        group = max(1, chunk // len(windows)) if window == 0 and count == len(windows) else 1
-        rows = slice(at, min(at + group, len(images)))
-        try:
-            logits = _forward(
-                classifier, images[rows], windows, window, count, fill=fill, backend=backend
-            )
-        except torch.OutOfMemoryError:
-            if chunk == 1:
-                raise
-            chunk //= 2
-            continue
-        yield rows, slice(window, window + count), logits.view(-1, count, logits.shape[1])
-        window += count
-        if window == len(windows):
-            at, window = rows.stop, 0
 
+    def __init__(
+        self,
+        classifier: Classifier,
+        images: Tensor,
+        windows: Windows,
+        fill: checks.PerChannel,
+        *,
+        reduced: bool,
+        backend: str,
+        max_memory: int | None,
+    ) -> None:
+        self.classifier, self.images, self.windows = classifier, images, windows
+        self.fill, self.reduced, self.backend = fill, reduced, backend
+        self.chunk = chunk_size(classifier, images, max_memory)
 
-def _forward(
-    classifier: Classifier,
-    images: Tensor,
-    windows: Windows,
-    first: int,
-    count: int,
-    *,
-    fill: checks.PerChannel,
-    backend: str,
-) -> Tensor:
-    """Logits (b·count, K) of windows first … first+count−1 of `images`."""
-    copies = ops.occlude(
-        images, first, count, patch=windows.patch, stride=windows.stride, fill=fill,
-        mean=classifier.mean, std=classifier.std, dtype=classifier.input_dtype(images),
-        backend=backend,
-    )  # fmt: skip
-    with torch.no_grad():
-        return classifier.forward(copies, search=True)
+    def clean_logits(self, images: Tensor) -> Tensor:
+        """Logits (B, K) of whole images."""
+        return self.classifier.logits(images, reduced=self.reduced)
+
+    def logits(self, pairs: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield chunks of `pairs` and their logits (n, K).
+
+        A pair is image·windows + window; `pairs` (n,) int64 are ascending. On CUDA out-of-memory
+        the chunk is halved and the work goes on.
+        """
+        at, numbers = 0, pairs.tolist()
+        while at < len(numbers):
+            part = slice(at, at + self.chunk)
+            try:
+                copies = [self._copies(*run) for run in self._runs(numbers[part])]
+                inputs = torch.cat(copies) if len(copies) > 1 else copies[0]
+                with torch.no_grad():
+                    logits = self.classifier.forward(inputs, reduced=self.reduced)
+            except torch.OutOfMemoryError:
+                if self.chunk == 1:
+                    raise
+                self.chunk //= 2
+                continue
+            yield pairs[part], logits
+            at += len(logits)
+
+    def _runs(self, numbers: list[int]) -> Iterator[tuple[slice, int, int]]:
+        """Split pairs into zero-outs: images, first window, number of windows."""
+        each, at = len(self.windows), 0
+        while at < len(numbers):
+            image, window = divmod(numbers[at], each)
+            stop = at + 1
+            while stop < len(numbers) and numbers[stop] - numbers[at] == stop - at:
+                stop += 1
+            images = (stop - at) // each if window == 0 else 0
+            count = each if images else min(stop - at, each - window)
+            images = max(1, images)
+            yield slice(image, image + images), window, count
+            at += images * count
+
+    def _copies(self, rows: slice, first: int, count: int) -> Tensor:
+        """Zeroed-out copies as the model takes them."""
+        c = self.classifier
+        return ops.occlude(
+            self.images[rows], first, count, patch=self.windows.patch, stride=self.windows.stride,
+            fill=self.fill, mean=c.mean, std=c.std, dtype=c.input_dtype(self.images),
+            backend=self.backend,
+        )  # fmt: skip
 
 
 def chunk_size(classifier: Classifier, images: Tensor, max_memory: int | None) -> int:
@@ -87,6 +113,18 @@ def chunk_size(classifier: Classifier, images: Tensor, max_memory: int | None) -
     return max(1, min(most, max_memory // _bytes_per_copy(classifier, images)))
 
 
+def batch_size(classifier: Classifier, images: Tensor, max_memory: int | None) -> int:
+    """Images of a forward and backward pass; the activations of all operations are held."""
+    if max_memory is None and not images.is_cuda:
+        return CPU_CHUNK
+    if max_memory is None:
+        max_memory = int(CUDA_SHARE * torch.cuda.mem_get_info(images.device)[0])
+    with torch.no_grad(), _Operations() as seen:
+        classifier.model(classifier.inputs(images[:1]))
+    most = CUDA_CHUNK if images.is_cuda else CPU_CHUNK
+    return int(max(1, min(most, max_memory // (2 * seen.total))))
+
+
 @torch.no_grad()
 def _bytes_per_copy(classifier: Classifier, images: Tensor) -> int:
     """Estimate the memory of one copy's forward pass from one probe, which is not counted.
@@ -95,22 +133,24 @@ def _bytes_per_copy(classifier: Classifier, images: Tensor) -> int:
     a shortcut or a library's scratch space.
     """
     copy = classifier.inputs(images[:1])
-    with _LargestOperation() as seen:
+    with _Operations() as seen:
         classifier.model(copy)
-    return int(copy.numel() * copy.element_size() + 2 * seen.bytes)
+    return int(copy.numel() * copy.element_size() + 2 * seen.largest)
 
 
-class _LargestOperation(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Watches every operation and keeps the most bytes that one has read and written."""
+class _Operations(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Watches every operation: the most bytes that one has read and written, and all in all."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.bytes = 0
+        self.largest = 0
+        self.total = 1
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         result = func(*args, **(kwargs or {}))
         tensors = [t for t in tree_iter((args, result)) if isinstance(t, Tensor)]
-        self.bytes = max(self.bytes, sum(t.numel() * t.element_size() for t in tensors))
+        size = sum(t.numel() * t.element_size() for t in tensors)
+        self.largest, self.total = max(self.largest, size), self.total + size
         return result

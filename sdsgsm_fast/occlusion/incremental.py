@@ -58,9 +58,7 @@ class Runner:
         return {**constants, **self.plan.network.run(inputs, wanted)}
 
     @torch.inference_mode()
-    def logits(
-        self, clean: dict[int, Tensor], image: Tensor, row: Tensor, col: Tensor
-    ) -> Tensor:
+    def logits(self, clean: dict[int, Tensor], image: Tensor, row: Tensor, col: Tensor) -> Tensor:
         """Logits (n, K) of windows (row, col) of the images of `clean`, (n,) int32 each."""
         where = (image, row, col)
         values: dict[int, Any] = {0: self.fill}

@@ -72,8 +72,13 @@ class _Lowering:
         for k, node in enumerate(self.graph.nodes):
             if node.op is None:
                 self.found[Value(k)] = self.add(
-                    Step("input", (), lambda count, x: x, shape=map_shape(node),
-                         elements=elements_of(node))
+                    Step(
+                        "input",
+                        (),
+                        lambda count, x: x,
+                        shape=map_shape(node),
+                        elements=elements_of(node),
+                    )
                 )
             elif not self.absorb(k, node) and not self.recognise(k, node):
                 self.opaque(k, node)

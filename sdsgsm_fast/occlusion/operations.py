@@ -19,17 +19,24 @@ from .trace import Node, Value
 aten = torch.ops.aten
 
 UNARY = frozenset(
-    "abs celu clamp clamp_max clamp_min clone cos detach alias lift_fresh elu erf exp gelu "
-    "hardsigmoid hardswish hardtanh leaky_relu log log1p mish neg pow reciprocal relu relu6 round "
-    "rsqrt selu sigmoid sign silu sin softplus sqrt square tanh tan threshold".split()
+    (
+        *("abs", "alias", "celu", "clamp", "clamp_max", "clamp_min", "clone", "cos", "detach"),
+        *("elu", "erf", "exp", "gelu", "hardsigmoid", "hardswish", "hardtanh", "leaky_relu"),
+        *("lift_fresh", "log", "log1p", "mish", "neg", "pow", "reciprocal", "relu", "relu6"),
+        *("round", "rsqrt", "selu", "sigmoid", "sign", "silu", "sin", "softplus", "sqrt"),
+        *("square", "tan", "tanh", "threshold"),
+    )
 )
-BINARY = frozenset("add sub mul div maximum minimum rsub _prelu_kernel".split())
+BINARY = frozenset(("add", "sub", "mul", "div", "maximum", "minimum", "rsub", "_prelu_kernel"))
 LAYOUT = frozenset(
-    "view _unsafe_view reshape permute transpose t squeeze unsqueeze expand slice select split "
-    "split_with_sizes cat stack clone alias detach flatten unbind".split()
+    (
+        *("view", "_unsafe_view", "reshape", "permute", "transpose", "t", "squeeze", "unsqueeze"),
+        *("expand", "slice", "select", "split", "split_with_sizes", "cat", "stack", "clone"),
+        *("alias", "detach", "flatten", "unbind"),
+    )
 )
-PRODUCTS = frozenset("addmm mm bmm baddbmm convolution linear".split())
-ATTENTION = frozenset("bmm baddbmm _softmax _safe_softmax".split())
+PRODUCTS = frozenset(("addmm", "mm", "bmm", "baddbmm", "convolution"))
+ATTENTION = frozenset(("bmm", "baddbmm", "_softmax", "_safe_softmax"))
 RELAXED: dict[str, Any] = {  # results need not be views: layouts are ours
     "view": aten.reshape.default,
     "_unsafe_view": aten.reshape.default,
@@ -160,11 +167,13 @@ def _norm_of(node: Node) -> BatchNorm | None:
     if node.name not in ("native_batch_norm", "_native_batch_norm_legit_no_training"):
         return None
     a = node.arguments
-    tensors = [a[name] for name in ("weight", "bias", "running_mean", "running_var")]
-    constant = all(t is None or isinstance(t, Tensor) for t in tensors)
-    if a.get("training") or not constant or tensors[2] is None or tensors[3] is None:
+    weight, bias, mean, var = (
+        a[name] for name in ("weight", "bias", "running_mean", "running_var")
+    )
+    optional = all(t is None or isinstance(t, Tensor) for t in (weight, bias))
+    if a.get("training") or not (optional and isinstance(mean, Tensor) and isinstance(var, Tensor)):
         return None
-    return BatchNorm(*tensors, a["eps"])
+    return BatchNorm(weight, bias, mean, var, a["eps"])
 
 
 def _batch_norm(node: Node, shape_of: ShapeOf) -> Known | None:
@@ -248,10 +257,10 @@ def _constant_pad(node: Node, shape_of: ShapeOf) -> Known | None:
     more = [0, 0, 0, 0, *channels]
 
     def tile(x: Tensor) -> Tensor:
-        return aten.constant_pad_nd(x, more, value) if any(channels) else x
+        return F.pad(x, more, value=value) if any(channels) else x
 
     def run(x: Tensor) -> Tensor:
-        return aten.constant_pad_nd(x, [left, right, top, bottom, *channels], value)
+        return F.pad(x, [left, right, top, bottom, *channels], value=value)
 
     reach = axes_of((1, 1), (1, 1), (top, left), (1, 1))
     return Known((a["self"],), run, tile, (reach,), pad=value)
@@ -266,7 +275,8 @@ def _slice(node: Node, shape_of: ShapeOf) -> Known | None:
     start = start + shape[dim - 1] if start < 0 else start
 
     def run(x: Tensor) -> Tensor:
-        return aten.slice(x, *node.args[1:])
+        part: Tensor = node.op(x, *node.args[1:])
+        return part
 
     if dim == 1:
         return Known((a["self"],), run, run, (POINT,))

@@ -17,8 +17,12 @@ from ..windows import Windows
 from .network import Network, Step, last_readers
 from .reach import Span
 
-SHARES = (0.0, 0.25, 0.35, 0.45, 0.5, 0.55, 0.6, 0.65, 0.7, 0.8, 0.9)
-"""Candidates for the largest share of a map that a step takes as tiles; 0 is the dense plan."""
+SHARES = (0.1, 0.2, 0.3, 0.4, 0.45, 0.5, 0.55, 0.6, 0.65, 0.7, 0.8, 0.9)
+"""Candidates for the largest share of a map that a step takes as tiles."""
+
+
+Starts = tuple[tuple[int, ...], tuple[int, ...]]
+"""First row of the tiles of each row of windows, and first column of each column."""
 
 
 @dataclass(frozen=True)
@@ -124,6 +128,13 @@ class Plan:
         steps = self.network.steps
         return sum(steps[k].elements for k in self.sources if steps[k].constant is None)
 
+    def clean_peak(self) -> int:
+        """Most values that the pass over one clean image holds besides those that are kept."""
+        steps = self.network.steps
+        return 2 * max(
+            sum(steps[i].elements for i in step.inputs) + step.elements for step in steps
+        )
+
     def _result(self, k: int) -> int:
         step, crop = self.network.steps[k], self.crops[k]
         if step.constant is not None or k == 0:
@@ -133,14 +144,14 @@ class Plan:
         return step.elements
 
 
-def best_plan(network: Network, windows: Windows, flops_per_byte: float) -> Plan:
-    """The cheapest plan; `flops_per_byte` is the price of moving a byte."""
-    plans = (plan_for(network, windows, share, flops_per_byte) for share in SHARES)
-    return min(plans, key=lambda plan: plan.cost)
+def best_incremental_plan(network: Network, windows: Windows, flops_per_byte: float) -> Plan | None:
+    """The cheapest plan with tiles; `flops_per_byte` is the price of moving a byte."""
+    plans = [plan_for(network, windows, share, flops_per_byte) for share in SHARES]
+    return min((p for p in plans if p.incremental), key=lambda p: p.cost, default=None)
 
 
 def plan_for(network: Network, windows: Windows, share: float, flops_per_byte: float) -> Plan:
-    """The plan whose tiled steps' rectangles cover at most `share` of their maps."""
+    """The plan whose tiled steps' rectangles cover at most `share` of their maps; 0 is dense."""
     return _Planner(network, windows, share, flops_per_byte).plan()
 
 
@@ -203,7 +214,8 @@ class _Planner:
             assert crop is not None
             r, c = crop.rows.through(row, step.shape[1]), crop.cols.through(col, step.shape[2])
             rows, cols = r if rows is None else rows.union(r), c if cols is None else cols.union(c)
-        assert rows is not None and cols is not None
+        assert rows is not None
+        assert cols is not None
         crop = Crop(rows, cols)
         share = crop.size[0] * crop.size[1] / (step.shape[1] * step.shape[2])
         return crop if share <= self.share else None
@@ -216,12 +228,12 @@ class _Planner:
         tops = [row.needed(start, crop.size[0]) for start in crop.rows.start]
         lefts = [col.needed(start, crop.size[1]) for start in crop.cols.start]
         size = tops[0][1], lefts[0][1]
-        fits = size == given.size and self.network.steps[source].constant is None and source
-        if fits and tuple(t for t, _ in tops) == given.rows.start:
-            if tuple(left for left, _ in lefts) == given.cols.start:
-                return None
+        starts = tuple(t for t, _ in tops), tuple(t for t, _ in lefts)
+        computed = source and self.network.steps[source].constant is None
+        if computed and size == given.size and starts == (given.rows.start, given.cols.start):
+            return None
         self.pay(source, size)
-        return self.cut(source, [t for t, _ in tops], [left for left, _ in lefts], size, step.pad)
+        return self.cut(source, starts, size, step.pad)
 
     def whole(self, source: int) -> Cut | None:
         """The whole map of a step that has crops only."""
@@ -232,23 +244,23 @@ class _Planner:
         if source not in self.pasted:
             self.pay(source, size)
         self.pasted.add(source)
-        return self.cut(source, [0] * self.windows.rows, [0] * self.windows.cols, size, 0.0)
+        return self.cut(source, ((0,) * self.windows.rows, (0,) * self.windows.cols), size, 0.0)
 
     def pay(self, source: int, size: tuple[int, int]) -> None:
-        self.cost += 2 * self.per_element * size[0] * size[1] * _channels(self.network.steps[source])
+        self.cost += (
+            2 * self.per_element * size[0] * size[1] * _channels(self.network.steps[source])
+        )
 
-    def cut(
-        self, source: int, tops: list[int], lefts: list[int], size: tuple[int, int], pad: float
-    ) -> Cut:
+    def cut(self, source: int, starts: Starts, size: tuple[int, int], pad: float) -> Cut:
+        """Describe tiles of a step's map that begin at `starts`."""
         crop = self.crops[source]
         assert crop is not None
         exact = source == 0  # the fill is what the window holds, no more
-        return Cut(
-            source, _along(tops, crop.rows, exact), _along(lefts, crop.cols, exact), size, pad
-        )
+        rows = _along(starts[0], crop.rows, exact)
+        return Cut(source, rows, _along(starts[1], crop.cols, exact), size, pad)
 
 
-def _along(starts: list[int], span: Span, exact: bool) -> tuple[tuple[int, int, int], ...]:
+def _along(starts: tuple[int, ...], span: Span, exact: bool) -> tuple[tuple[int, int, int], ...]:
     """Start of each tile and what the crop covers, on one axis."""
     if exact:
         return tuple(zip(starts, span.low, (h + 1 for h in span.high), strict=True))

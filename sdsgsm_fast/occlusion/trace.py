@@ -26,7 +26,7 @@ BATCHES = (7, 11)
 BOUND_TO_A_LAYOUT = ("as_strided", "_reshape_alias", "set_", "resize_")
 
 
-class Untraceable(Exception):
+class TraceError(Exception):
     """The model is no fixed list of operations; the message says why."""
 
 
@@ -113,7 +113,7 @@ def trace(classifier: Classifier, images: Tensor) -> Graph:
 
     Raises
     ------
-    Untraceable
+    TraceError
         If the model looks at the data, draws random numbers, writes through views, uses an
         operation without a meta kernel, or does something else for another batch size.
     """
@@ -125,7 +125,7 @@ def trace(classifier: Classifier, images: Tensor) -> Graph:
     graph = _unify(first, second)
     for node in graph.nodes:
         if node.op is not None and torch.Tag.nondeterministic_seeded in node.op.tags:
-            raise Untraceable(f"{node.name}: draws random numbers")
+            raise TraceError(f"{node.name}: draws random numbers")
     return graph
 
 
@@ -140,17 +140,17 @@ def _record(classifier: Classifier, images: Tensor, inputs: Tensor) -> Graph:
             recorder,
         ):
             output = classifier.model(inputs)
-    except Untraceable:
+    except TraceError:
         raise
     except Exception as error:  # whatever the model raises, it cannot be traced
         text = (str(error).splitlines() or [""])[0]
-        raise Untraceable(
+        raise TraceError(
             f"{recorder.last}: the model cannot run without data ({type(error).__name__}: {text})"
         ) from error
     logits = output if isinstance(output, Tensor) else getattr(output, "logits", None)
     value = recorder.value_of(logits) if isinstance(logits, Tensor) else None
     if value is None:
-        raise Untraceable("output: the logits do not depend on the images")
+        raise TraceError("output: the logits do not depend on the images")
     return _alive(Graph(recorder.nodes, value))
 
 
@@ -198,7 +198,7 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             return func(*args, **kwargs)
         self.last = func.overloadpacket.__name__
         if self.last in BOUND_TO_A_LAYOUT:
-            raise Untraceable(f"{self.last}: depends on the layout in memory")
+            raise TraceError(f"{self.last}: depends on the layout in memory")
         if "device" in kwargs:
             kwargs["device"] = torch.device("meta")
         written = args[0] if func._schema.is_mutable else None
@@ -217,10 +217,10 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if not isinstance(leaf, Tensor) or not leaf.is_meta:
             return leaf
         if id(leaf) in self._stale:
-            raise Untraceable(f"{self.last}: reads a view of what was overwritten in place")
+            raise TraceError(f"{self.last}: reads a view of what was overwritten in place")
         value = self._values.get(id(leaf))
         if value is None:
-            raise Untraceable(f"{self.last}: takes a tensor without data of unknown origin")
+            raise TraceError(f"{self.last}: takes a tensor without data of unknown origin")
         return value
 
     def _twin(self, leaf: Any) -> Any:
@@ -240,14 +240,14 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         counterpart = getattr(torch.ops.aten, name[:-1], None) if name.endswith("_") else None
         overload = getattr(counterpart, func._overloadname, None)
         if overload is None or result is not written or id(written) not in self._values:
-            raise Untraceable(f"{packet.__name__}: writes in place")
+            raise TraceError(f"{packet.__name__}: writes in place")
         self._stale.update(i for i in self._sharing[_storage(written)] if i != id(written))
         return overload
 
     def _note(self, func: Any, recorded: Any, result: Any) -> None:
         outputs = list(result) if isinstance(result, (tuple, list)) else [result]
         if not all(isinstance(out, Tensor) and out.is_meta for out in outputs):
-            raise Untraceable(f"{self.last}: does not return tensors")
+            raise TraceError(f"{self.last}: does not return tensors")
         args, kwargs = recorded
         shapes = tuple(tuple(out.shape) for out in outputs)
         self.nodes.append(Node(func, args, kwargs, shapes, tuple(out.dtype for out in outputs)))
@@ -293,19 +293,19 @@ def _unify(first: Graph, second: Graph) -> Graph:
 
     Raises
     ------
-    Untraceable
+    TraceError
         If they differ in anything but multiples of the batch size.
     """
     if len(first.nodes) != len(second.nodes) or first.output != second.output:
-        raise Untraceable("batch: the operations depend on its size")
+        raise TraceError("batch: the operations depend on its size")
     nodes = []
     for a, b in zip(first.nodes, second.nodes, strict=True):
         if a.op is not b.op or a.dtypes != b.dtypes:
-            raise Untraceable(f"{a.name}: another operation for another batch size")
+            raise TraceError(f"{a.name}: another operation for another batch size")
         leaves, spec = tree_flatten((a.args, a.kwargs, a.shapes))
         others, other_spec = tree_flatten((b.args, b.kwargs, b.shapes))
         if spec != other_spec:
-            raise Untraceable(f"{a.name}: other arguments for another batch size")
+            raise TraceError(f"{a.name}: other arguments for another batch size")
         merged = [_merged(a.name, x, y) for x, y in zip(leaves, others, strict=True)]
         args, kwargs, shapes = tree_unflatten(merged, spec)
         nodes.append(Node(a.op, args, kwargs, shapes, a.dtypes))
@@ -322,7 +322,7 @@ def _merged(name: str, a: Any, b: Any) -> Any:
             return PerImage(a // BATCHES[0])
     elif type(a) is type(b) and (a == b or a is b or (a != a and b != b)):
         return a
-    raise Untraceable(f"{name}: its arguments depend on the batch size")
+    raise TraceError(f"{name}: its arguments depend on the batch size")
 
 
 def _same(a: Tensor, b: Tensor) -> bool:

@@ -15,14 +15,14 @@ import torch
 from torch import Tensor
 
 from ...windows import Windows
-from ..calls import Occlude, Update
+from ..calls import Occlude, Paste, Update
 
 
 @cache
 def _load() -> tuple[dict[str, ModuleType], str]:
     """Import the kernels once; returns them by name, or nothing and the reason."""
     try:
-        names = ("update", "occlude", "window_mean")
+        names = ("update", "occlude", "window_mean", "paste")
         return {name: importlib.import_module(f"{__name__}.{name}_kernel") for name in names}, ""
     except ImportError as error:
         return {}, f"Triton cannot be imported: {error}; pip install 'sdsgsm-fast[gpu]'"
@@ -62,3 +62,9 @@ def window_mean(out: Tensor, scores: Tensor, windows: Windows) -> None:
     """Equation 2; see `reference.window_mean`."""
     with torch.cuda.device_of(out):
         _load()[0]["window_mean"].launch(out, scores, windows)
+
+
+def paste(out: Tensor, p: Paste) -> None:
+    """Tiles with crops pasted in; see `reference.paste`."""
+    with torch.cuda.device_of(out):
+        _load()[0]["paste"].launch(out, p)
