@@ -59,6 +59,19 @@ def main() -> None:
             for b in (backend, "reference")
         ]
         check(*means, 0.0)
+        maps = torch.randn(2, 12, 9, 11, device="cuda")
+        crops = torch.randn(40, 12, 4, 4, device="cuda")
+        places = (torch.arange(40, device="cuda", dtype=torch.int32) % n for n in (2, 3, 4))
+        rows, cols = (
+            torch.tensor([(s, s + 1, s + 5) for s in starts], device="cuda", dtype=torch.int32)
+            for starts in ((-1, 2, 4), (-1, 2, 5, 6))
+        )
+        tiles = [
+            ops.paste(maps, crops, *where, rows, cols, height=6, width=6, pad=0.5, backend=b)
+            for where in [tuple(places)]
+            for b in (backend, "reference")
+        ]
+        check(*tiles, 0.0)
         torch.cuda.synchronize()
         print(f"{backend}: agrees with the reference", flush=True)
 

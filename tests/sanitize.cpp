@@ -116,6 +116,30 @@ void window_mean(const Kernels& kernels) {
   give(out.data(), out.size());
 }
 
+void paste(const Kernels& kernels) {
+  Array clean, crops, image, row, col, rows, cols;
+  PasteCall call{};
+  for (int64_t* at : {&call.tiles, &call.channels, &call.map_h, &call.map_w, &call.crop_h,
+                      &call.crop_w, &call.tile_h, &call.tile_w})
+    *at = take<int64_t>();
+  call.one_crop = take<int64_t>() != 0;
+  call.type = DType(take<int64_t>());
+  const int threads = int(take<int64_t>());
+  call.pad = take<double>();
+  const int64_t values = call.tiles * call.tile_h * call.tile_w * call.channels;
+  std::vector<char> out(size_t(values * size_of(call.type)));
+  call.clean = clean.data();
+  call.crops = crops.data();
+  call.out = out.data();
+  call.image = static_cast<int32_t*>(image.data());
+  call.row = static_cast<int32_t*>(row.data());
+  call.col = static_cast<int32_t*>(col.data());
+  call.rows = static_cast<Along*>(rows.data());
+  call.cols = static_cast<Along*>(cols.data());
+  kernels.paste(call, threads);
+  give(out.data(), out.size());
+}
+
 const Kernels* find(int64_t isa) {
 #ifdef SDSGSM_MULTI_ISA
   if (isa == 1) return &avx2;
@@ -135,5 +159,6 @@ int main() {
     if (kind == 0) update(*kernels);
     if (kind == 1) occlude(*kernels);
     if (kind == 2) window_mean(*kernels);
+    if (kind == 3) paste(*kernels);
   }
 }

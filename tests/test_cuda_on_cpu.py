@@ -13,6 +13,7 @@ import subprocess
 import sysconfig
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pybind11
 import pytest
@@ -20,6 +21,7 @@ import test_conformance
 import torch
 from conformance import Case, of_kind
 from test_kernels import given, settings, ulp
+from test_paste import SIZES, by_hand, case
 from torch import Tensor
 
 from sdsgsm_fast import ops
@@ -179,3 +181,11 @@ def test_window_mean_has_the_same_bits(dtype: torch.dtype) -> None:
         for b in ("native", "reference")
     )
     assert torch.equal(found, expected)
+
+
+@pytest.mark.parametrize("size", SIZES, ids=str)
+@pytest.mark.parametrize("crops", ["each", "one", "none"])
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+def test_paste_has_the_same_bits(size: Any, crops: str, dtype: torch.dtype) -> None:
+    c = case(size, dtype, crops=crops)
+    assert torch.equal(ops.paste(**c, pad=-math.inf, backend="native"), by_hand(c, -math.inf))

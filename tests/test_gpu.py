@@ -9,13 +9,16 @@ from typing import Any
 import pytest
 import test_conformance
 import torch
+import zoo
 from conformance import Case, of_kind
-from nets import convnet
+from nets import Looking, convnet
 from test_kernels import DTYPES, given, settings, ulp
 from test_operators import NUMBERS, passes, step
+from test_paste import SIZES, by_hand
+from test_paste import case as paste_case
 from torch import Tensor
 
-from sdsgsm_fast import SDSGSM, occlusion_map, operators, ops
+from sdsgsm_fast import SDSGSM, occlusion_map, occlusion_scores, operators, ops
 from sdsgsm_fast.backends import native, triton
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
@@ -136,6 +139,32 @@ def test_occlude_agrees(dtype: torch.dtype, last: bool, kernels: str) -> None:
     )
     assert found.stride() == expected.stride()
     assert close(found, expected, 4 * ulp(dtype) if dtype.itemsize == 2 else 2e-6)
+
+
+@pytest.mark.parametrize("size", SIZES, ids=str)
+@pytest.mark.parametrize("crops", ["each", "one", "none"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+def test_paste_has_the_same_bits(size: Any, crops: str, dtype: torch.dtype, kernels: str) -> None:
+    c = paste_case(size, dtype, crops=crops)
+    found = ops.paste(**on_gpu(c), pad=-0.5, backend=kernels)
+    assert torch.equal(found.cpu(), by_hand(c, -0.5))
+
+
+@pytest.mark.parametrize("name", [*zoo.TILED, *zoo.MIXED])
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_incremental_occlusion(name: str, precision: str, kernels: str) -> None:
+    net = (zoo.TILED | zoo.MIXED)[name]().eval().cuda()
+    images = torch.rand(3, 3, 20, 24, device="cuda")
+    tolerance = 1e-5 if precision == "float32" else 0.05
+    with torch.backends.cudnn.flags(allow_tf32=False):
+        found = occlusion_scores(
+            net, images, patch=(5, 4), stride=(4, 3), score="logit", method="incremental",
+            precision=precision, backend=kernels,
+        )  # fmt: skip
+        expected = occlusion_scores(
+            Looking(net), images, patch=(5, 4), stride=(4, 3), score="logit", precision="float32"
+        )
+    assert close(found, expected, tolerance * max(1.0, float(net(images).abs().max())))
 
 
 def on_side_stream(work: Callable[[], Tensor]) -> Tensor:

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from nets import convnet, linear_net, predicted, strided_net
+from nets import Looking, convnet, linear_net, predicted, strided_net
 from torch import Tensor, nn
 
 from sdsgsm_fast import Occlusion, decision_domain, occlusion_map, occlusion_scores
@@ -136,7 +136,7 @@ def test_chunks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_max_memory_shrinks_the_chunks() -> None:
-    net, images = convnet(spread=0.1), torch.rand(4, 3, 32, 32)
+    net, images = Looking(convnet(spread=0.1)), torch.rand(4, 3, 32, 32)
     largest = 0
 
     def spy(_: nn.Module, inputs: tuple[Tensor], __: Tensor) -> None:
@@ -159,6 +159,7 @@ def test_out_of_memory_halves_the_chunk() -> None:
     sizes = []
 
     def model(x: Tensor) -> Tensor:
+        assert bool(x.isfinite().all()), "looks at the data: no trace"
         sizes.append(len(x))
         if len(x) > 5:
             raise torch.OutOfMemoryError("CUDA out of memory")
@@ -172,6 +173,7 @@ def test_out_of_memory_halves_the_chunk() -> None:
     tried = []
 
     def hopeless(x: Tensor) -> Tensor:
+        assert bool(x.isfinite().all()), "looks at the data: no trace"
         tried.append(len(x))
         if len(tried) > 1:  # the clean pass goes through, no chunk of windows does
             raise torch.OutOfMemoryError("CUDA out of memory")

@@ -13,6 +13,8 @@ import pytest
 import torch
 from conformance import gain_of, of_kind
 from test_kernels import given, settings
+from test_paste import DTYPES, SIZES, by_hand
+from test_paste import case as paste_case
 from torch import Tensor
 
 from sdsgsm_fast import _native_cpu, ops
@@ -22,7 +24,7 @@ from sdsgsm_fast.windows import Windows
 
 ROOT = Path(__file__).parents[1]
 ISAS = {"baseline": 0, "avx2": 1, "avx512": 2}
-UPDATE, OCCLUDE, WINDOW_MEAN = range(3)
+UPDATE, OCCLUDE, WINDOW_MEAN, PASTE = range(4)
 
 pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="g++ was not found")
 
@@ -179,3 +181,28 @@ def test_the_driver_reports_an_overflow(driver: Path) -> None:
     done = subprocess.run([driver], input=request, capture_output=True)
     assert done.returncode != 0
     assert b"heap-buffer-overflow" in done.stderr
+
+
+@pytest.mark.parametrize("isa", _native_cpu.isas())
+@pytest.mark.parametrize("crops", ["each", "one", "none"])
+def test_paste(driver: Path, isa: str, crops: str) -> None:
+    for size in SIZES:
+        for dtype in DTYPES:
+            c = paste_case(size, dtype, crops=crops)
+            last = (
+                None if c[k] is None else c[k].permute(0, 2, 3, 1).contiguous()
+                for k in ("clean", "crops")
+            )  # fmt: skip
+            tables = (c[k] for k in ("image", "row", "col", "rows", "cols"))
+            channels, map_size, crop_size, tile_size = size
+            request = (
+                ints(PASTE, ISAS[isa])
+                + b"".join(array(value) for value in (*last, *tables))
+                + ints(len(c["image"]), channels, *map_size, *crop_size, *tile_size)
+                + ints(crops == "one", _DTYPES[dtype], 2)
+                + struct.pack("d", -math.inf)
+            )
+            expected = by_hand(c, -math.inf).permute(0, 2, 3, 1).contiguous()
+            found, rest = read(run(driver, request), expected)
+            assert not rest
+            assert torch.equal(found, expected)

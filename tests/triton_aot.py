@@ -17,7 +17,12 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from sdsgsm_fast.backends.triton import occlude_kernel, update_kernel, window_mean_kernel
+from sdsgsm_fast.backends.triton import (
+    occlude_kernel,
+    paste_kernel,
+    update_kernel,
+    window_mean_kernel,
+)
 
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 ABSENT = (
@@ -95,6 +100,9 @@ def main() -> None:
                         update_kernel.update_part, *common, BLOCK=update_kernel.CHUNK, PARTS=64
                     )
                 )
+        rows.append(
+            compiled(paste_kernel.paste, 4096, "*fp32", arch, 4, BLOCK=1024, HAS_CROPS=True)
+        )
         rows.append(compiled(occlude_kernel.occlude, 3072, "*fp32", arch, 4, BLOCK=1024))
         rows.append(
             compiled(

@@ -1,0 +1,305 @@
+"""Incremental occlusion equals full forward passes, on any structure; what cannot, runs dense."""
+
+from __future__ import annotations
+
+import copy
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+import zoo
+from nets import Looking, convnet, predicted
+from test_side_effects import same, state
+from torch import Tensor, nn
+
+from sdsgsm_fast import occlusion_map, occlusion_scores
+from sdsgsm_fast.classifier import Classifier
+from sdsgsm_fast.occlusion.incremental import Runner
+from sdsgsm_fast.occlusion.lower import lower
+from sdsgsm_fast.occlusion.plan import SHARES, Plan, plan_for
+from sdsgsm_fast.occlusion.reach import Reach, Span
+from sdsgsm_fast.occlusion.trace import TraceError, trace
+from sdsgsm_fast.windows import Windows
+
+FILL = (0.2, 0.5, 0.7)
+GEOMETRIES = [
+    ((2, 3, 20, 20), 4, 4),
+    ((3, 3, 19, 26), (5, 3), (4, 2)),
+    ((1, 3, 23, 17), (3, 6), (1, 5)),
+    ((2, 3, 16, 16), 16, 7),
+]
+
+
+def full_logits(net: nn.Module, images: Tensor, windows: Windows) -> Tensor:
+    """One forward pass a window."""
+    found = []
+    with torch.no_grad():
+        for image in images:
+            for rows, cols in windows:
+                occluded = image[None].clone()
+                occluded[:, :, rows, cols] = torch.tensor(FILL, dtype=image.dtype)[:, None, None]
+                found.append(net(occluded))
+    return torch.cat(found)
+
+
+def plans(net: nn.Module, images: Tensor, windows: Windows) -> list[Plan]:
+    """Every plan, from dense to tiles wherever they fit."""
+    found = []
+    for share in (0.0, *SHARES, 1.0):
+        network = lower(trace(Classifier(net), images), images.dtype, images.device)
+        found.append(plan_for(network, windows, share, 20.0))
+    return found
+
+
+def replayed(plan: Plan, images: Tensor, windows: Windows, backend: str = "auto") -> Tensor:
+    fill = torch.tensor(FILL, dtype=images.dtype)
+    runner = Runner(plan, fill, windows.patch, 7, backend)
+    pairs = torch.arange(len(images) * len(windows))
+    window = pairs % len(windows)
+    places = (pairs // len(windows), window // windows.cols, window % windows.cols)
+    parts = zip(*(place.int().split(7) for place in places), strict=True)
+    clean = runner.clean(images)
+    return torch.cat([runner.logits(clean, *part) for part in parts])
+
+
+@pytest.mark.parametrize("name", [*zoo.TILED, *zoo.MIXED])
+@pytest.mark.parametrize("geometry", GEOMETRIES, ids=str)
+def test_every_plan_is_exact(name: str, geometry: Any) -> None:
+    shape, patch, stride = geometry
+    if name in ("adaptive", "attention", "transposed"):
+        shape = (*shape[:2], 20, 24)
+    net, images = (zoo.TILED | zoo.MIXED)[name]().eval(), torch.rand(shape)
+    windows = Windows.over(*shape[2:], patch, stride)
+    expected = full_logits(net, images, windows)
+    found = plans(net, images, windows)
+    tolerance = 1e-5 * max(1.0, float(expected.abs().max()))
+    for plan in found:
+        assert float((replayed(plan, images, windows) - expected).abs().max()) <= tolerance
+    tiled = [sum(action.tiled for action in plan.actions) for plan in found]
+    assert tiled[0] == 0
+    assert tiled[-1] > 0
+    if name in zoo.TILED:  # every map, when tiles may cover all of it
+        steps = found[-1].network.steps
+        maps = [s for s in steps[1:] if s.shape is not None and s.constant is None]
+        assert tiled[-1] == len(maps), [s.name for s in maps if s.tile is None]
+    clean = net(images).detach().repeat_interleave(len(windows), 0)
+    assert float((expected - clean).abs().max()) > 0.01, "the windows change the logits"
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_random_networks(seed: int) -> None:
+    torch.manual_seed(seed)
+    net = zoo.RandomNet(seed).eval()
+    size = [int(torch.randint(9, 24, ())) for _ in range(2)]
+    patch = [int(torch.randint(1, n, ())) for n in size]
+    stride = [int(torch.randint(1 + p // 4, p + 1, ())) for p in patch]
+    images = torch.rand(2, 3, *size)
+    windows = Windows.over(*size, tuple(patch), tuple(stride))
+    expected = full_logits(net, images, windows)
+    tolerance = 1e-5 * max(1.0, float(expected.abs().max()))
+    for plan in plans(net, images, windows):
+        assert float((replayed(plan, images, windows) - expected).abs().max()) <= tolerance
+
+
+def test_backends_agree(backend: str) -> None:
+    net, images = zoo.inception().eval(), torch.rand(2, 3, 17, 14)
+    windows = Windows.over(17, 14, 5, 4)
+    plan = plans(net, images, windows)[-4]
+    assert plan.incremental
+    expected = full_logits(net, images, windows)
+    assert float((replayed(plan, images, windows, backend) - expected).abs().max()) <= 1e-5
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16], ids=str)
+def test_models_of_other_dtypes(dtype: torch.dtype) -> None:
+    net, images = zoo.residual().eval().to(dtype), torch.rand(2, 3, 16, 16).to(dtype)
+    found = occlusion_scores(net, images, method="incremental", score="logit")
+    expected = occlusion_scores(Looking(net), images, score="logit")
+    tolerance = {torch.float64: 1e-12}.get(dtype, 0.03)
+    assert float((found - expected).abs().max()) <= tolerance
+
+
+def test_without_onednn_it_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    net, images = zoo.residual().eval(), torch.rand(2, 3, 16, 16)
+    with_it = occlusion_scores(net, images, method="incremental", score="logit")
+    with torch.backends.mkldnn.flags(enabled=False):
+        without = occlusion_scores(net, images, method="incremental", score="logit")
+    assert torch.allclose(with_it, without, atol=1e-5)
+
+
+@pytest.mark.parametrize("method", ["auto", "dense", "incremental"])
+def test_methods_agree_with_the_model_itself(method: str) -> None:
+    net, images = zoo.residual().eval(), torch.rand(5, 3, 21, 18)
+    settings: dict[str, Any] = {
+        "patch": (5, 4), "stride": (3, 4), "fill": FILL, "mean": 0.4, "std": (0.2, 0.3, 0.25),
+    }  # fmt: skip
+    found = occlusion_map(net, images, method=method, **settings)
+    expected = occlusion_map(Looking(net), images, **settings)
+    assert float((found - expected).abs().max()) <= 1e-5
+
+
+def test_incremental_saves_work() -> None:
+    """The plan of a deep enough network predicts a fraction of the dense one's operations."""
+    layers = [m for _ in range(5) for m in (zoo.conv(8, 8), nn.ReLU())]
+    net = nn.Sequential(
+        zoo.conv(3, 8), *layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 3)
+    )
+    images, windows = torch.rand(1, 3, 64, 64), Windows.over(64, 64, 4)
+    found = plans(net.eval(), images, windows)
+    assert min(plan.cost for plan in found) < 0.2 * found[0].cost
+
+
+def _stale(x: Tensor) -> Tensor:
+    part = x[:, :4]
+    part.relu_()
+    return x
+
+
+REFUSALS: dict[str, tuple[nn.Module, str]] = {
+    "control flow": (Looking(convnet()), "isfinite|_local_scalar_dense|item|all"),
+    "numpy": (zoo.Net(lambda m, x: torch.from_numpy(m["a"](x).detach().numpy()), {"a": zoo.conv(3, 8)}, 8), "numpy"),
+    "random": (zoo.Net(lambda m, x: m["a"](x) + torch.rand_like(x[:, :1]), {"a": zoo.conv(3, 8)}, 8), "rand"),
+    "batch": (zoo.Net(lambda m, x: m["a"](x) / max(len(x), 8), {"a": zoo.conv(3, 8)}, 8), "batch"),
+    "half the batch": (zoo.Net(lambda m, x: m["a"](x) + x[: len(x) // 2].mean(), {"a": zoo.conv(3, 8)}, 8), "slice.*batch"),
+    "strides": (zoo.Net(lambda m, x: m["a"](x.as_strided(x.shape, x.stride())), {"a": zoo.conv(3, 8)}, 8), "as_strided"),
+    "stale view": (zoo.Net(lambda m, x: _stale(m["a"](x)), {"a": zoo.conv(3, 8)}, 8), "view"),
+    "no maps": (nn.Sequential(nn.Flatten(), nn.Linear(3 * 64, 4)), "view"),
+    "global from the start": (zoo.Net(lambda m, x: m["a"](F.group_norm(x, 1)), {"a": zoo.conv(3, 8)}, 8), "group_norm"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", REFUSALS)
+def test_what_cannot_be_proven_runs_dense_and_incremental_names_it(name: str) -> None:
+    net, reason = REFUSALS[name]
+    images = torch.rand(2, 3, 8, 8)
+    with pytest.raises(
+        ValueError, match=f"method: 'incremental' cannot run this model: .*({reason})"
+    ):
+        occlusion_scores(net.eval(), images, method="incremental")
+    for method in ("auto", "dense"):
+        torch.manual_seed(1)
+        found = occlusion_scores(net, images, method=method, patch=4, score="logit")
+        assert found.shape == (2, 2, 2)
+        if name in ("random", "half the batch"):
+            continue
+        expected = full_logits(net, images * 1, Windows.over(8, 8, 4)) if name != "batch" else None
+        if expected is not None:
+            classes = predicted(net, images)
+            zeroed = occlusion_scores(
+                net, images, classes, method=method, patch=4, score="logit", fill=FILL
+            ).flatten()
+            clean = net(images).detach().gather(1, classes[:, None]).repeat_interleave(4)
+            by_hand = clean - expected.gather(1, classes.repeat_interleave(4)[:, None])[:, 0]
+            assert torch.allclose(zeroed, by_hand, atol=1e-5)
+
+
+def test_a_wrong_replay_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Behaviour that depends on the device, as the trace's, is caught by the clean images."""
+
+    class Odd(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = convnet()
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.net(x) * (2 if x.is_meta else 1)
+
+    model, images = Odd(), torch.rand(2, 3, 16, 16)
+    assert torch.equal(
+        occlusion_scores(model, images), occlusion_scores(Looking(model.net), images)
+    )
+    with pytest.raises(ValueError, match="the replayed logits are not the model's"):
+        occlusion_scores(model, images, method="incremental")
+
+
+def test_hooks_and_output_objects_are_part_of_the_model() -> None:
+    net, images = zoo.residual().eval(), torch.rand(2, 3, 16, 16)
+    hooked = copy.deepcopy(net)
+    hooked.layers["a"].register_forward_hook(lambda m, x, y: y * 2 + 1)
+    found = occlusion_scores(hooked, images, method="incremental", score="logit")
+    assert torch.allclose(
+        found, occlusion_scores(Looking(hooked), images, score="logit"), atol=1e-5
+    )
+    assert not torch.allclose(found, occlusion_scores(net, images, score="logit"), atol=1e-3)
+
+    def wrapped(x: Tensor) -> object:
+        return SimpleNamespace(logits=net(x), features=None)
+
+    flat = zoo.Flat((16, 16)).eval()
+    for model, bare in ((wrapped, net), (flat, flat), (flat.forward, flat)):
+        found = occlusion_scores(model, images, method="incremental")
+        assert torch.allclose(found, occlusion_scores(Looking(bare), images), atol=1e-5)
+
+
+def test_a_trace_leaves_the_model_as_it_was() -> None:
+    class Remembering(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = convnet()
+            self.register_buffer("calls", torch.zeros(()))
+            self.features: Tensor | None = None
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.calls += 1
+            self.features = self.net[0](x)
+            self.fresh = x
+            return self.net[1:](self.features)
+
+    model, images = Remembering().train(), torch.rand(2, 3, 16, 16)
+    before = state(model)
+    classifier = Classifier(model)
+    with classifier.frozen():
+        trace(classifier, images)
+    assert same(state(model), before)
+    assert model.features is None
+    assert not hasattr(model, "fresh")
+    found = occlusion_scores(model, images, method="incremental")
+    assert same(state(model), before)
+    assert model.features is not None
+    assert not model.features.is_meta, "what stays is the last pass on data"
+    assert torch.allclose(found, occlusion_scores(Looking(model), images), atol=1e-5)
+
+
+def test_train_mode_functions_are_traced_as_they_run() -> None:
+    """F.batch_norm with training=True mixes the images of a batch: no tiles, and no crash."""
+    net = zoo.Net(
+        lambda m, x: F.batch_norm(m["a"](x), None, None, training=True), {"a": zoo.conv(3, 8)}, 8
+    )
+    with pytest.raises(TraceError):
+        raise TraceError("for the type")
+    assert occlusion_scores(net.eval(), torch.rand(1, 3, 8, 8)).isfinite().all()
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_reach_by_brute_force(seed: int) -> None:
+    """The affected outputs of an interval are those that read one of its values."""
+    draw = torch.Generator().manual_seed(seed)
+
+    def number(low: int, high: int) -> int:
+        return int(torch.randint(low, high, (), generator=draw))
+
+    reach = Reach(number(1, 6), number(1, 4), number(-2, 4), number(1, 4))
+    size, out = number(6, 20), number(1, 12)
+    reads = [
+        {o * reach.stride - reach.padding + t * reach.dilation for t in range(reach.kernel)}
+        for o in range(-3, out + 6)
+    ]
+    low = number(0, size)
+    high = number(low, size)
+    touched = [o - 3 for o, inputs in enumerate(reads) if inputs & set(range(low, high + 1))]
+    first, last = reach.affected(low, high)
+    for o in touched:
+        assert first <= o <= last
+    if reach.dilation == 1 and reach.stride <= reach.kernel and touched:
+        assert (max(first, -3), min(last, out + 5)) == (touched[0], touched[-1])
+    start, count = reach.needed(2, 3)
+    inputs = set().union(*reads[5:8])
+    assert (start, start + count - 1) == (min(inputs), max(inputs))
+    span = Span((low,), (high,), size).through(reach, out)
+    inside = [o for o in touched if 0 <= o < out]
+    if inside:
+        assert span.low[0] <= inside[0]
+        assert span.high[0] >= inside[-1]
+    assert 0 <= span.start[0] <= span.start[0] + min(span.length, out) <= out
