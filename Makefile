@@ -21,7 +21,7 @@ demo: $(VENV)/.installed
 	$(BIN)/sdsgsm demo $(DEMO_ARGS)
 
 test: lint
-	$(BIN)/python -m pytest $(ROOT)/tests -c $(ROOT)/pyproject.toml
+	$(BIN)/python -m pytest -n auto --maxprocesses 8 $(ROOT)/tests -c $(ROOT)/pyproject.toml
 
 bench: $(VENV)/.installed
 	$(BIN)/python $(ROOT)/bench/update.py $(BENCH_ARGS)

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import os
 
+# Several test processes share the cores: threads that wait must not spin. Read when torch loads.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
 import pytest
 import torch
 

@@ -45,21 +45,23 @@ def full_logits(net: nn.Module, images: Tensor, windows: Windows) -> Tensor:
 
 
 def plans(net: nn.Module, images: Tensor, windows: Windows) -> list[Plan]:
-    """Every plan, from dense to tiles wherever they fit."""
-    found = []
+    """Every plan, from dense to tiles wherever they fit, each once."""
+    found: list[Plan] = []
     for share in (0.0, *SHARES, 1.0):
         network = lower(trace(Classifier(net), images), images.dtype, images.device)
-        found.append(plan_for(network, windows, share, 20.0))
+        plan = plan_for(network, windows, share, 20.0)
+        if not found or plan.actions != found[-1].actions:
+            found.append(plan)
     return found
 
 
 def replayed(plan: Plan, images: Tensor, windows: Windows, backend: str = "auto") -> Tensor:
     fill = torch.tensor(FILL, dtype=images.dtype)
-    runner = Runner(plan, fill, windows.patch, 7, backend)
+    runner = Runner(plan, fill, windows.patch, 50, backend)
     pairs = torch.arange(len(images) * len(windows))
     window = pairs % len(windows)
     places = (pairs // len(windows), window // windows.cols, window % windows.cols)
-    parts = zip(*(place.int().split(7) for place in places), strict=True)
+    parts = zip(*(place.int().split(50) for place in places), strict=True)
     clean = runner.clean(images)
     return torch.cat([runner.logits(clean, *part) for part in parts])
 
@@ -117,7 +119,7 @@ def test_models_of_other_dtypes(dtype: torch.dtype) -> None:
     net, images = zoo.residual().eval().to(dtype), torch.rand(2, 3, 16, 16).to(dtype)
     found = occlusion_scores(net, images, method="incremental", score="logit")
     expected = occlusion_scores(Looking(net), images, score="logit")
-    tolerance = {torch.float64: 1e-12}.get(dtype, 0.03)
+    tolerance = {torch.float64: 1e-12, torch.float16: 0.02, torch.bfloat16: 0.1}[dtype]
     assert float((found - expected).abs().max()) <= tolerance
 
 

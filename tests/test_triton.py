@@ -136,3 +136,6 @@ def test_compiled_kernels_spill_nothing_and_load_16_bytes() -> None:
             assert row["stores_16"] >= 1, row
         if row["kernel"] == "norm_part":
             assert row["loads_16"] >= 1, row
+        if row["kernel"] == "paste" and row["size"] % 16 == 0:
+            assert row["loads_16"] >= 2, row  # map and crop
+            assert row["stores_16"] >= 1, row

@@ -33,7 +33,8 @@ ABSENT = (
     "alpha_ptr",
     "background_ptr",
 )
-FLOATS = ("eps", "alpha", "background", "gain", "decay", "lo", "hi", "sign")
+INDICES = ("image_ptr", "row_ptr", "col_ptr", "rows_ptr", "cols_ptr")
+FLOATS = ("pad", "eps", "alpha", "background", "gain", "decay", "lo", "hi", "sign")
 IMAGE_SIZES = {"one pass": (3072, 3069), "two passes": (150528, 268203)}  # multiples of 16 and odd
 
 
@@ -42,6 +43,8 @@ def type_of(name: str, grad: str) -> str:
         return grad
     if name == "measured_ptr":
         return "*fp64"
+    if name in INDICES:
+        return "*i32"
     if name.endswith("_ptr"):
         return "*fp32"
     return "fp32" if name in FLOATS else "i32"
@@ -62,7 +65,7 @@ def compiled(
     signature = {n: "constexpr" if n in known else type_of(n, grad) for n in fn.arg_names}
     aligned = [n for n in signature if n.endswith("_ptr") and n not in known]
     if size % 16 == 0:
-        aligned += [n for n in ("size", "pixels") if n in signature]
+        aligned += [n for n in ("size", "pixels", "channels") if n in signature]
     attributes = {(fn.arg_names.index(n),): [["tt.divisibility", 16]] for n in aligned}
     source = ASTSource(fn=fn, signature=signature, constexprs=known, attrs=attributes)
     target = GPUTarget("cuda", arch, 32)
@@ -100,9 +103,9 @@ def main() -> None:
                         update_kernel.update_part, *common, BLOCK=update_kernel.CHUNK, PARTS=64
                     )
                 )
-        rows.append(
-            compiled(paste_kernel.paste, 4096, "*fp32", arch, 4, BLOCK=1024, HAS_CROPS=True)
-        )
+        for size in (4096, 4099):  # with channels a multiple of 16, and not
+            common = (paste_kernel.paste, size, "*fp32", arch, 4)
+            rows.append(compiled(*common, HAS_CROPS=True, PIXELS=32, CHANNELS=64))
         rows.append(compiled(occlude_kernel.occlude, 3072, "*fp32", arch, 4, BLOCK=1024))
         rows.append(
             compiled(

@@ -10,6 +10,7 @@ from ..classifier import Classifier, Model
 from ..precision import bfloat16_pays
 from ..progress import Progress, reporter
 from ..windows import Pair, Windows
+from .dense import chunk_size
 from .midpoint import midpoint_scores
 from .scoring import Needed, Scored, Scorer
 
@@ -143,7 +144,8 @@ def occlusion_scores(
     if not len(images):
         return images.new_empty((0, windows.rows, windows.cols))
     with classifier.frozen():
-        clean = classifier.logits(images)
+        size = chunk_size(classifier, images, max_memory)
+        clean = torch.cat([classifier.logits(part) for part in torch.split(images, size)])
         classes = clean.argmax(1) if labels is None else labels.long()
         checks.classes_in_range("labels", classes, clean.shape[1])
         found = score_windows(

@@ -23,6 +23,8 @@ CPU_CLEAN_BYTES = 256 * 2**20  # of the clean maps of a group of images
 CUDA_CHUNK = 4096  # not measured
 CUDA_SHARE = 0.4  # of the free memory, where no max_memory is given; not measured
 
+SCRATCH = 1.25  # what libraries take on top of the maps, as a factor
+
 # Floating-point operations in the time that a byte takes to move.
 FLOPS_PER_BYTE = {"cpu": 20.0, "cuda": 100.0}  # the second is not measured
 WORTHWHILE = 0.9  # the cost of an incremental plan as a share of the dense one's
@@ -140,10 +142,10 @@ class Replay:
 
     def _sizes(self) -> tuple[int, int]:
         """Windows of a chunk, and images whose clean maps are held at once."""
-        size = self.plan.network.dtype.itemsize
-        window = max(1, self.plan.elements() * size)
-        image = max(1, self.plan.clean_elements() * size)
-        whole = max(1, self.plan.clean_peak() * size)
+        size = self.plan.network.dtype.itemsize * SCRATCH
+        window = max(1, int(self.plan.elements() * size))
+        image = max(1, int(self.plan.clean_elements() * size))
+        whole = max(1, int(self.plan.clean_peak() * size))
         most = len(self.images) * len(self.windows)
         budget = self.max_memory
         if budget is None and self.images.is_cuda:

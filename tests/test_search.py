@@ -1,0 +1,240 @@
+"""Domains searched in bfloat16 are the float32 domains; midpoint scores resemble the exact ones."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import textwrap
+from typing import Any
+
+import pytest
+import torch
+import zoo
+from nets import Looking, convnet, predicted
+from torch import Tensor, nn
+
+from sdsgsm_fast import SDSGSM, Gradient, Occlusion, occlusion, occlusion_map, occlusion_scores
+from sdsgsm_fast.domains import Question
+from sdsgsm_fast.images import photo_crops
+from sdsgsm_fast.photonet import MEAN, STD, load_photonet
+from sdsgsm_fast.precision import bfloat16_pays
+from sdsgsm_fast.windows import Windows
+
+
+@pytest.fixture
+def _pays(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(occlusion, "bfloat16_pays", lambda device: True)
+
+
+def photos(count: int = 24) -> tuple[nn.Module, Tensor, dict[str, Any]]:
+    images = photo_crops("test", -(-count // 10), seed=3)[0][:count]
+    return load_photonet(), images, {"mean": MEAN, "std": STD}
+
+
+@pytest.mark.usefixtures("_pays")
+@pytest.mark.parametrize("rule", ["top", "threshold"])
+@pytest.mark.parametrize("settings", [{}, {"stride": 2}, {"coverage": 0.1, "score": "margin"}])
+def test_the_search_ends_in_the_float32_domain(rule: str, settings: dict[str, Any]) -> None:
+    net, images, normalisation = photos()
+    labels = predicted(net, (images - 0.5) / 0.25)
+    attack: dict[str, Any] = {"steps": 1, "domain": Occlusion(patch=4, rule=rule, **settings)}
+    found, strict, rough = (
+        SDSGSM(net, precision=precision, **normalisation, **attack).run(images, labels)
+        for precision in ("auto", "float32", "bfloat16")
+    )
+    same = (found.domain == strict.domain).double().mean()
+    assert float(same) >= 0.999
+    assert float((rough.domain == strict.domain).double().mean()) < float(same)
+    windows = strict.scores[0].numel()
+    assert strict.rescored is None
+    assert found.rescored.shape == (len(images),)
+    assert torch.all((found.rescored > 0) & (found.rescored <= windows))
+    assert float(found.rescored.double().mean()) < 0.9 * windows, "the search saves something"
+    spent = found.passes.forward - strict.passes.forward - found.rescored
+    assert torch.all((spent >= 0) & (spent <= 3)), "clean maps in two precisions"
+
+
+@pytest.mark.usefixtures("_pays")
+@pytest.mark.parametrize("rule", ["flip", "soft"])
+def test_rules_without_a_cut_take_float32(rule: str) -> None:
+    net, images, normalisation = photos(4)
+    domain = Occlusion(rule=rule)
+    labels = torch.zeros(4, dtype=torch.int64)
+    result = SDSGSM(net, steps=1, domain=domain, **normalisation).run(images, labels)
+    assert result.rescored is None
+
+
+@pytest.mark.usefixtures("_pays")
+def test_models_without_a_trace_are_searched_too() -> None:
+    net, images = convnet(spread=0.5), torch.rand(6, 3, 16, 16)
+    labels = predicted(net, images)
+    found = SDSGSM(Looking(net), steps=1).run(images, labels)
+    strict = SDSGSM(Looking(net), steps=1, precision="float32").run(images, labels)
+    assert found.rescored is not None
+    assert float((found.domain == strict.domain).double().mean()) >= 0.999
+
+
+def test_auto_notices_where_bfloat16_does_not_pay(monkeypatch: pytest.MonkeyPatch) -> None:
+    net, images = convnet(), torch.rand(4, 3, 16, 16)
+    labels = predicted(net, images)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False, raising=False)
+    assert not bfloat16_pays(images.device)
+    result = SDSGSM(net, steps=1).run(images, labels)
+    strict = SDSGSM(net, steps=1, precision="float32").run(images, labels)
+    assert result.rescored is None
+    assert torch.equal(result.scores, strict.scores)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: True, raising=False)
+    assert bfloat16_pays(images.device)
+    assert SDSGSM(net, steps=1).run(images, labels).rescored is not None
+    monkeypatch.delattr(torch.cpu, "_is_amx_tile_supported")
+    assert not bfloat16_pays(images.device)
+
+
+def test_maps_are_exact_by_default() -> None:
+    net, images, normalisation = photos(4)
+    exact = occlusion_map(net, images, precision="float32", **normalisation)
+    assert torch.equal(occlusion_map(net, images, **normalisation), exact)
+    reduced = occlusion_map(net, images, precision="bfloat16", **normalisation)
+    assert not torch.equal(reduced, exact)
+    assert float((reduced - exact).abs().max()) < 0.03
+
+
+@pytest.mark.parametrize("rule", ["top", "threshold"])
+@pytest.mark.parametrize("geometry", [((12, 12), 4, 4), ((13, 11), (5, 3), (2, 2))], ids=str)
+def test_the_question_leaves_nothing_open(rule: str, geometry: Any) -> None:
+    """However the scores in doubt move within it, the domain stays, if what is asked for is fixed."""
+    size, patch, stride = geometry
+    windows = Windows.over(*size, patch, stride)
+    question = Question(windows, rule, 0.3, 0.5, "auto")
+    domain = Occlusion(patch=patch, stride=stride, rule=rule, coverage=0.3)
+    scores = torch.randn(6, len(windows), dtype=torch.float64)
+    doubt = torch.rand_like(scores) * 0.05
+
+    def of(values: Tensor) -> Tensor:
+        from sdsgsm_fast import decision_domain
+
+        return decision_domain(question.heights(values), rule=rule, coverage=0.3, threshold=0.5)
+
+    asked = question(scores, doubt)
+    assert 0 < float(asked.double().mean()) < 1
+    while bool(asked.any()):  # fixing some may open or close others
+        doubt = torch.where(asked, 0.0, doubt)
+        asked = question(scores, doubt)
+    expected = of(scores)
+    for _ in range(50):
+        moved = scores + (2 * torch.rand_like(scores) - 1) * doubt
+        assert torch.equal(of(moved), expected)
+    assert domain.rule == rule
+
+
+def ranks(x: Tensor) -> Tensor:
+    return x.argsort().argsort().double()
+
+
+def test_midpoint_resembles_the_exact_scores() -> None:
+    net, images, normalisation = photos(32)
+    labels = predicted(net, (images - 0.5) / 0.25)
+    exact, found = (
+        occlusion_scores(net, images, labels, score="logit", method=m, **normalisation).flatten(1)
+        for m in ("auto", "midpoint")
+    )
+    spearman = torch.stack([
+        torch.corrcoef(torch.stack([ranks(a), ranks(b)]))[0, 1]
+        for a, b in zip(exact, found, strict=True)
+    ])  # fmt: skip
+    assert float(spearman.mean()) > 0.65
+    assert not torch.allclose(exact, found, atol=1e-3), "it is approximate"
+
+
+@pytest.mark.parametrize(("patch", "stride"), [(4, 4), ((5, 3), (2, 3)), (7, 2)])
+def test_midpoint_is_exact_for_linear_scores(patch: Any, stride: Any) -> None:
+    """On a linear model the gradient is the same everywhere, so the estimate is the score."""
+    net = nn.Sequential(nn.Flatten(), nn.Linear(3 * 13 * 14, 4))
+    images = torch.rand(3, 3, 13, 14)
+    exact, found = (
+        occlusion_scores(net, images, patch=patch, stride=stride, score="logit", method=m,
+                         fill=(0.1, 0.5, 0.3), mean=0.4, std=0.3)
+        for m in ("auto", "midpoint")
+    )  # fmt: skip
+    assert torch.allclose(exact, found, atol=1e-5)
+    assert float(exact.abs().max()) > 0.01
+
+
+def test_midpoint_as_a_domain() -> None:
+    net, images = convnet(), torch.rand(4, 3, 16, 16)
+    labels = predicted(net, images)
+    calls: list[tuple[str, int, int]] = []
+    attack = SDSGSM(net, steps=2, domain=Occlusion(method="midpoint"), max_memory=10**6,
+                    progress=lambda *call: calls.append(call))  # fmt: skip
+    result = attack.run(images, labels)
+    assert torch.allclose(result.domain.mean((1, 2)), torch.tensor(0.25))
+    searched = [call for call in calls if call[0] == "occlusion"]
+    assert searched[-1][1] == searched[-1][2]
+    with pytest.raises(ValueError, match="method: 'midpoint' cannot tell which windows flip"):
+        Occlusion(method="midpoint", rule="flip")
+    with pytest.raises(ValueError, match="method: expected one of"):
+        Occlusion(method="fast")
+    assert isinstance(Gradient(), Gradient)
+
+
+MEMORY = """
+import resource, sys, threading, time
+import torch
+sys.path.insert(0, {tests!r})
+import zoo
+from nets import Looking
+from sdsgsm_fast import occlusion_scores
+
+def resident():
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * resource.getpagesize()
+
+torch.set_num_threads(1)
+net = zoo.residual().eval()
+net = Looking(net) if {looking} else net
+images = torch.rand(6, 3, 160, 160)
+settings = dict(patch=16, stride=8, method={method!r})
+occlusion_scores(net, images[:1], **settings, max_memory=2**20)  # loads what is loaded once
+before, peak, stop = resident(), 0, False
+def watch():
+    global peak
+    while not stop:
+        peak = max(peak, resident())
+        time.sleep(0.0005)
+watcher = threading.Thread(target=watch); watcher.start()
+occlusion_scores(net, images, **settings, max_memory={limit})
+stop = True; watcher.join()
+print(peak - before)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.parametrize(
+    ("method", "looking"), [("incremental", False), ("dense", False), ("dense", True)]
+)
+def test_the_memory_limit_holds(method: str, looking: bool) -> None:
+    """The process grows by no more than the limit, and by more where it may."""
+    from pathlib import Path
+
+    grown = {}
+    for limit in (16 * 2**20, None):
+        code = MEMORY.format(
+            tests=str(Path(__file__).parent), looking=looking, limit=limit, method=method
+        )
+        done = subprocess.run(
+            [sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True,
+            env={**__import__("os").environ, "MALLOC_TRIM_THRESHOLD_": "0", "MALLOC_MMAP_THRESHOLD_": "65536"},
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        grown[limit] = int(done.stdout)
+    assert grown[16 * 2**20] <= 17 * 2**20, grown  # with a little for Python itself
+    assert grown[None] > 24 * 2**20, grown
+
+
+def test_incremental_is_named_in_the_attack_too() -> None:
+    images = torch.rand(2, 3, 16, 16)
+    attack = SDSGSM(Looking(convnet()), steps=1, domain=Occlusion(method="incremental"))
+    with pytest.raises(ValueError, match="method: 'incremental' cannot run this model"):
+        attack(images, torch.zeros(2, dtype=torch.int64))
+    exact = SDSGSM(zoo.plain().eval(), steps=1, domain=Occlusion(method="incremental"))
+    assert exact(images, torch.zeros(2, dtype=torch.int64)).shape == images.shape
