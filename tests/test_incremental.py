@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from sdsgsm_fast import occlusion_map, occlusion_scores
 from sdsgsm_fast.classifier import Classifier
+from sdsgsm_fast.occlusion.convolution import Convolution
 from sdsgsm_fast.occlusion.incremental import Runner
 from sdsgsm_fast.occlusion.lower import lower
 from sdsgsm_fast.occlusion.plan import SHARES, Plan, plan_for
@@ -305,3 +306,25 @@ def test_reach_by_brute_force(seed: int) -> None:
         assert span.low[0] <= inside[0]
         assert span.high[0] >= inside[-1]
     assert 0 <= span.start[0] <= span.start[0] + min(span.length, out) <= out
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("bias", [False, True])
+def test_convolutions_as_products(stride: int, bias: bool) -> None:
+    """Deep small maps are convolved by one matrix product; all options agree with conv2d."""
+    layer = nn.Conv2d(130, 20, 3, stride, (2, 1), (1, 2), bias=bias)
+    x = torch.randn(3, 130, 7, 8)
+    whole = Convolution(
+        layer.weight.detach(), None if bias is False else layer.bias.detach(), layer.stride,
+        layer.padding, layer.dilation, 1, relu=True,
+    )  # fmt: skip
+    expected = F.relu(layer(x)).detach()
+    other = torch.randn_like(expected)
+    for prepared in (whole, whole.prepared((3, 130, 7, 8), False)):
+        assert torch.allclose(prepared(x), expected, atol=1e-4)
+        assert torch.allclose(prepared(x, other), F.relu(layer(x) + other), atol=1e-4)
+    tile = F.pad(x[:1, :, :5, :4], (1, 1, 2, 2))
+    product = whole.prepared(tuple(tile.shape), True)
+    assert product.matrix is not None
+    found = product(tile.contiguous(memory_format=torch.channels_last), padded=True)
+    assert torch.allclose(found, F.relu(layer(x[:1, :, :5, :4])), atol=1e-4)

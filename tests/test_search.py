@@ -193,7 +193,7 @@ torch.set_num_threads(1)
 net = zoo.residual().eval()
 net = Looking(net) if {looking} else net
 images = torch.rand(6, 3, 160, 160)
-settings = dict(patch=16, stride=8, method={method!r})
+settings = dict(patch=16, method={method!r})
 occlusion_scores(net, images[:1], **settings, max_memory=2**20)  # loads what is loaded once
 before, peak, stop = resident(), 0, False
 def watch():

@@ -8,12 +8,14 @@ its map that whole maps are cheaper.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from ..windows import Windows
+from .convolution import is_product
 from .network import Network, Step, last_readers
 from .reach import Span
 
@@ -117,7 +119,7 @@ class Plan:
                 if cut is not None
             )
             held[k] = self._result(k)
-            most = max(most, sum(held.values()) + pasted)
+            most = max(most, sum(held.values()) + pasted + self._unfolded(k))
             for i in {*step.inputs, k}:
                 if last.get(i, i) <= k and i != self.network.output:
                     held.pop(i, None)
@@ -134,6 +136,16 @@ class Plan:
         return 2 * max(
             sum(steps[i].elements for i in step.inputs) + step.elements for step in steps
         )
+
+    def _unfolded(self, k: int) -> int:
+        """Values of a convolution's inputs laid out for a matrix product."""
+        step, crop = self.network.steps[k], self.crops[k]
+        if step.name != "convolution" or step.shape is None or not step.work:
+            return 0
+        size = crop.size if self.actions[k].tiled and crop is not None else step.shape[1:]
+        inner = round(step.work / (2 * math.prod(step.shape)))
+        pixels = size[0] * size[1]
+        return inner * pixels if is_product(inner, pixels) else 0
 
     def _result(self, k: int) -> int:
         step, crop = self.network.steps[k], self.crops[k]

@@ -1,0 +1,316 @@
+"""Occlusion maps against the loop, Captum and one big batch, on whole networks.
+
+    python bench/occlusion.py [--quick] [--all] [--rows NAME ...] [--json FILE]
+
+Each row is one network, batch, patch and stride: seconds (median of interleaved rounds and their
+spread), times faster than Captum's default, and the largest deviation of the map from the loop's.
+
+- loop: one clone, zero-out and forward pass a window, the reference.
+- captum 1: Captum's default; captum n: its best `perturbations_per_eval` of 1, 8 and 64.
+- captum bf16: Captum around the model under bfloat16 autocast, at its best of the same: the fair
+  rival of what searches in bfloat16.
+- batch: all zeroed-out copies in one forward pass.
+- float32, bfloat16, dense (float32 without the incremental plan), midpoint: `occlusion_map`.
+- domain: `Occlusion(rule="top")` at precision "auto"; its deviation is the share of pixels that
+  differ from the float32 domain, with the share of windows that were scored twice.
+
+Midpoint is approximate: its row gives Spearman's rank correlation with the exact scores and the
+IoU of the top quarters. Networks have random calibrated weights, but for the embedded classifier.
+"""
+
+from __future__ import annotations
+
+import random
+import statistics
+import time
+import warnings
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import nets
+import torch
+from timing import Rows, parser_of
+from torch import Tensor, nn
+
+from sdsgsm_fast import Occlusion, decision_domain, occlusion_map
+from sdsgsm_fast.classifier import Classifier
+from sdsgsm_fast.domains import Clean
+from sdsgsm_fast.images import photo_crops
+from sdsgsm_fast.photonet import MEAN, STD, load_photonet
+from sdsgsm_fast.precision import bfloat16_pays
+from sdsgsm_fast.windows import Windows
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")
+    from captum.attr import Occlusion as CaptumOcclusion
+
+EVALUATIONS = (1, 8, 64)
+
+
+@dataclass
+class Case:
+    """One network, its images, and the windows."""
+
+    name: str
+    net: nn.Module
+    images: Tensor
+    patch: int
+    stride: int
+    rounds: int
+
+    def __post_init__(self) -> None:
+        with torch.no_grad():
+            self.labels = self.net(self.images).argmax(1)
+
+    def scaled(self) -> Case:
+        """The same with a handful of windows, to warm up with."""
+        size = self.images.shape[2] // 2
+        return Case(self.name, self.net, self.images[:2], size, size, 1)
+
+
+class Loop(nn.Module):
+    """Softmax probabilities: what all of them score."""
+
+    def __init__(self, net: nn.Module, reduced: bool = False) -> None:
+        super().__init__()
+        self.net, self.reduced = net, reduced
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, K) in float32."""
+        with torch.autocast(x.device.type, torch.bfloat16) if self.reduced else nullcontext():
+            logits = self.net(x)
+        return logits.float().softmax(1)
+
+
+@torch.no_grad()
+def loop(case: Case) -> Tensor:
+    """Equations 1 and 2 window by window."""
+    model, images = Loop(case.net), case.images
+    windows = Windows.over(*images.shape[2:], case.patch, case.stride)
+    rows = torch.arange(len(images))
+    clean = model(images)[rows, case.labels]
+    total = torch.zeros(len(images), *images.shape[2:], device=images.device)
+    cover = torch.zeros_like(total[0])
+    for y, x in windows:
+        copy = images.clone()
+        copy[:, :, y, x] = 0
+        off = clean - model(copy)[rows, case.labels]
+        total[:, y, x] += off[:, None, None]
+        cover[y, x] += 1
+    return total / cover
+
+
+def captum(evaluations: int, reduced: bool) -> Callable[[Case], Tensor]:
+    """Captum with so many windows a forward pass."""
+
+    @torch.no_grad()
+    def run(case: Case) -> Tensor:
+        channels = case.images.shape[1]
+        found = CaptumOcclusion(Loop(case.net, reduced)).attribute(
+            case.images, sliding_window_shapes=(channels, case.patch, case.patch),
+            strides=(channels, case.stride, case.stride), baselines=0, target=case.labels,
+            perturbations_per_eval=evaluations,
+        )  # fmt: skip
+        heat: Tensor = found[:, 0]
+        return heat
+
+    return run
+
+
+@torch.no_grad()
+def batch(case: Case) -> Tensor:
+    """Everything at once."""
+    from sdsgsm_fast import ops
+
+    windows = Windows.over(*case.images.shape[2:], case.patch, case.stride)
+    copies = ops.occlude(case.images, 0, len(windows), patch=case.patch, stride=case.stride)
+    model, count = Loop(case.net), len(windows)
+    rows = torch.arange(len(case.images)).repeat_interleave(count)
+    after = model(copies)[torch.arange(len(copies)), case.labels[rows]].unflatten(0, (-1, count))
+    before = model(case.images).gather(1, case.labels[:, None])
+    return ops.window_mean(before - after, *case.images.shape[2:], patch=case.patch,
+                           stride=case.stride)  # fmt: skip
+
+
+def ours(**settings: Any) -> Callable[[Case], Tensor]:
+    """`occlusion_map` with these settings."""
+    return lambda case: occlusion_map(
+        case.net, case.images, case.labels, patch=case.patch, stride=case.stride, **settings
+    )
+
+
+def measured_domain(case: Case) -> Any:
+    """The domain of an attack at precision "auto"."""
+    classifier = Classifier(case.net)
+    with classifier.frozen():
+        clean = Clean(
+            classifier, case.images, case.labels, None, classifier.logits(case.images), None
+        )
+        return Occlusion(patch=case.patch, stride=case.stride).measure(clean)
+
+
+def domain(case: Case) -> Tensor:
+    """The domain as a map."""
+    found: Tensor = measured_domain(case).domain
+    return found
+
+
+def seconds(run: Callable[[Case], Tensor], case: Case) -> tuple[float, Tensor]:
+    """Time one call."""
+    wait = torch.cuda.synchronize if case.images.is_cuda else lambda: None
+    wait()
+    start = time.perf_counter()
+    result = run(case)
+    wait()
+    return time.perf_counter() - start, result
+
+
+def best_captum(case: Case, reduced: bool) -> tuple[int, Callable[[Case], Tensor]]:
+    """Captum at its fastest; on large networks judged on a part of the windows."""
+    trial = case if case.rounds > 1 else Case(case.name, case.net, case.images, 4 * case.patch,
+                                              4 * case.stride, 1)  # fmt: skip
+    times = {n: seconds(captum(n, reduced), trial)[0] for n in EVALUATIONS}
+    best = min(times, key=times.__getitem__)
+    return best, captum(best, reduced)
+
+
+def measure(case: Case, quick: bool) -> list[dict[str, Any]]:
+    """Rows of one case."""
+    candidates: dict[str, Callable[[Case], Tensor]] = {
+        "loop": loop, "captum 1": captum(1, False), "float32": ours(precision="float32"),
+        "dense": ours(precision="float32", method="dense"), "bfloat16": ours(precision="bfloat16"),
+        "domain": domain, "midpoint": ours(method="midpoint"),
+    }  # fmt: skip
+    small = case.scaled()
+    for run in (*candidates.values(), captum(1, True)):
+        run(small)
+    evaluations = {}
+    if not quick:
+        evaluations["captum n"], candidates["captum n"] = best_captum(case, False)
+        candidates["batch"] = batch
+    evaluations["captum bf16"], candidates["captum bf16"] = best_captum(case, True)
+    times: dict[str, list[float]] = {name: [] for name in candidates}
+    results: dict[str, Tensor] = {}
+    order = list(candidates)
+    shuffle = random.Random(0).shuffle
+    for _ in range(case.rounds):
+        shuffle(order)
+        for name in order:
+            taken, results[name] = seconds(candidates[name], case)
+            times[name].append(taken)
+    exact = results["loop"]
+    strict = decision_domain(results["float32"])
+    median = {name: statistics.median(taken) for name, taken in times.items()}
+    best = min(median[name] for name in ("captum 1", "captum n") if name in median)
+    rows = []
+    for name in candidates:
+        row: dict[str, Any] = {
+            "net": case.name, "batch": len(case.images), "patch": case.patch,
+            "stride": case.stride, "name": name, "seconds": median[name],
+            "spread": (max(times[name]) - min(times[name])) / median[name],
+            "times_captum": median["captum 1"] / median[name],
+            "times_fair": median["captum bf16"] / median[name],
+            "times_best": best / median[name],
+            "deviation": float((results[name] - exact).abs().max()),
+            "of": float(exact.abs().max()), "evaluations": evaluations.get(name),
+        }  # fmt: skip
+        if name == "domain":
+            row["deviation"] = float((results[name] != strict).double().mean())
+            again = measured_domain(case).rescored
+            windows = len(Windows.over(*case.images.shape[2:], case.patch, case.stride))
+            row["rescored"] = 0.0 if again is None else float(again.double().mean()) / windows
+        if name == "midpoint":
+            row |= agreement(results[name], exact)
+        rows.append(row)
+    return rows
+
+
+def agreement(found: Tensor, exact: Tensor) -> dict[str, float]:
+    """Mean over the images of Spearman's correlation and of the IoU of the top quarters."""
+    a, b = (x.flatten(1).argsort(1).argsort(1).double() for x in (found, exact))
+    a, b = (x - x.mean(1, keepdim=True) for x in (a, b))
+    spearman = (a * b).sum(1) / (a.square().sum(1) * b.square().sum(1)).sqrt()
+    one, other = decision_domain(found).bool(), decision_domain(exact).bool()
+    both, either = (one & other).sum((1, 2)).double(), (one | other).sum((1, 2)).double()
+    return {"spearman": float(spearman.mean()), "iou": float((both / either).mean())}
+
+
+def line(row: dict[str, Any]) -> str:
+    """One row as text."""
+    extra = {
+        "domain": f"pixels differ, {row.get('rescored', 0):.0%} of the windows scored twice",
+        "midpoint": f"Spearman {row.get('spearman', 0):.2f}, IoU {row.get('iou', 0):.2f}",
+    }.get(row["name"], f"of {row['of']:.0e}")
+    per = "" if row["evaluations"] is None else f" ({row['evaluations']} a pass)"
+    return (
+        f"{row['net']:>15} {row['batch']:>3} p{row['patch']} s{row['stride']} {row['name']:>11} "
+        f"{row['seconds']:8.3f} s ±{row['spread']:4.0%} {row['times_captum']:6.2f}× captum "
+        f"{row['times_fair']:6.2f}× fair {row['times_best']:6.2f}× best  "
+        f"off by {row['deviation']:.0e} {extra}{per}"
+    )
+
+
+def cases(device: str, wanted: list[str], everything: bool) -> list[Callable[[], Case]]:
+    """What is measured; each is built when its turn comes."""
+
+    def case(
+        name: str, make: Callable[[], nn.Module], count: int, size: int, patch: int, stride: int,
+        rounds: int = 3,
+    ) -> tuple[str, Callable[[], Case]]:  # fmt: skip
+        def build() -> Case:
+            images = torch.rand(count, 3, size, size, generator=torch.Generator().manual_seed(1))
+            return Case(name, make().to(device), images.to(device), patch, stride, rounds)
+
+        return name, build
+
+    def embedded() -> Case:
+        images = photo_crops("test", 26)[0][:256]
+        net = nn.Sequential(_Normalise(), load_photonet())
+        return Case("photonet", net.to(device), images.to(device), 4, 4, 3)
+
+    listed = [
+        case("resnet18-cifar", nets.resnet18_cifar, 8, 32, 4, 4),
+        case("resnet18-cifar", nets.resnet18_cifar, 8, 32, 8, 4),
+        case("resnet18-cifar", nets.resnet18_cifar, 8, 32, 4, 2),
+        ("photonet", embedded),
+        case("vit", nets.vit, 8, 32, 4, 4),
+        case("resnet18", nets.resnet18, 1, 224, 16, 16),
+        case("resnet18", nets.resnet18, 1, 224, 16, 8),
+        case("vgg16", nets.vgg16, 1, 224, 16, 16, 1),
+    ]
+    if everything:
+        listed.append(case("vgg16", nets.vgg16, 1, 224, 16, 8, 1))
+    return [build for name, build in listed if not wanted or name in wanted]
+
+
+class _Normalise(nn.Module):
+    """The embedded classifier's normalisation as a layer, since Captum has none."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.tensor(MEAN)[:, None, None])
+        self.register_buffer("std", torch.tensor(STD)[:, None, None])
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(x − mean)/std."""
+        result: Tensor = (x - self.mean) / self.std
+        return result
+
+
+def main() -> None:
+    """Measure, print, and write JSON if asked to."""
+    parser = parser_of(__doc__)
+    parser.add_argument("--all", action="store_true", help="also VGG-16 at stride 8: ten minutes")
+    parser.add_argument("--rows", nargs="*", default=[], help="networks to measure; default all")
+    args = parser.parse_args()
+    rows = Rows("occlusion", args.json, line)
+    rows.found["bfloat16_pays"] = bfloat16_pays(torch.device(args.device))
+    print(f"bfloat16 pays on this machine: {rows.found['bfloat16_pays']}")
+    for build in cases(args.device, args.rows, args.all):
+        rows.add(measure(build(), args.quick))
+
+
+if __name__ == "__main__":
+    main()
