@@ -1,6 +1,6 @@
 # make demo   attack the embedded classifier: table, JSON and figure in ./sdsgsm-demo
 # make test   ruff, mypy and every test
-# make bench  the microbenchmarks of the kernels on this machine, six minutes
+# make bench  the benchmarks of kernels and occlusion on this machine, twenty-five minutes
 # All start from a fresh clone: they make .venv, install the pinned versions and build the kernels.
 
 ifneq ($(words $(MAKEFILE_LIST)),1)
@@ -26,6 +26,7 @@ test: lint
 bench: $(VENV)/.installed
 	$(BIN)/python $(ROOT)/bench/update.py $(BENCH_ARGS)
 	$(BIN)/python $(ROOT)/bench/occlude.py $(BENCH_ARGS)
+	$(BIN)/python $(ROOT)/bench/occlusion.py $(BENCH_ARGS)
 
 lint: $(VENV)/.installed
 	cd $(ROOT) && $(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy

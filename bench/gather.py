@@ -89,6 +89,7 @@ def main() -> None:
         "nvcc": registers(folder),
         "update": figures(folder / "update.json"),
         "occlude": figures(folder / "occlude.json"),
+        "occlusion": figures(folder / "occlusion.json"),
     }
     write_json(out, found)
     for name, step in outcome.items():

@@ -3,7 +3,7 @@
 #
 #   bench/gpu.sh [FILE]     default: bench/results/gpu.json
 #
-# Takes the python3 on PATH (or $PYTHON) with torch, triton, pytest, pybind11 and setuptools,
+# Takes the python3 on PATH (or $PYTHON) with torch, triton, pytest, pybind11 and setuptools
 # nvcc and compute-sanitizer; builds in a copy of the tree; installs nothing, downloads nothing. Each step's outcome and seconds go
 # into the file, failures included; the exit status is 1 if a step failed or could not be made.
 set -u
@@ -50,5 +50,6 @@ else
 fi
 step update timeout -k 5 150 "$python" bench/update.py --json "$logs/update.json"
 step occlude timeout -k 5 100 "$python" bench/occlude.py --json "$logs/occlude.json"
+step occlusion timeout -k 5 150 "$python" bench/occlusion.py --json "$logs/occlusion.json"
 "$python" bench/gather.py "$logs" "$out" || failed=1
 exit $failed

@@ -19,7 +19,7 @@ from sdsgsm_fast.classifier import Classifier
 from sdsgsm_fast.occlusion.convolution import Convolution
 from sdsgsm_fast.occlusion.incremental import Runner
 from sdsgsm_fast.occlusion.lower import lower
-from sdsgsm_fast.occlusion.plan import SHARES, Plan, plan_for
+from sdsgsm_fast.occlusion.plan import SHARES, Plan, Planner
 from sdsgsm_fast.occlusion.reach import Reach, Span
 from sdsgsm_fast.occlusion.trace import TraceError, trace
 from sdsgsm_fast.windows import Windows
@@ -45,26 +45,53 @@ def full_logits(net: nn.Module, images: Tensor, windows: Windows) -> Tensor:
     return torch.cat(found)
 
 
+def planner_of(net: nn.Module, images: Tensor, windows: Windows) -> Planner:
+    network = lower(trace(Classifier(net), images), images.dtype, images.device)
+    return Planner(network, windows, 20.0)
+
+
 def plans(net: nn.Module, images: Tensor, windows: Windows) -> list[Plan]:
     """Every plan, from dense to tiles wherever they fit, each once."""
     found: list[Plan] = []
+    planner = planner_of(net, images, windows)
     for share in (0.0, *SHARES, 1.0):
-        network = lower(trace(Classifier(net), images), images.dtype, images.device)
-        plan = plan_for(network, windows, share, 20.0)
+        plan = planner.plan(share)
         if not found or plan.actions != found[-1].actions:
             found.append(plan)
     return found
 
 
 def replayed(plan: Plan, images: Tensor, windows: Windows, backend: str = "auto") -> Tensor:
+    """Logits of the plan's windows, image by image."""
     fill = torch.tensor(FILL, dtype=images.dtype)
     runner = Runner(plan, fill, windows.patch, 50, backend)
-    pairs = torch.arange(len(images) * len(windows))
-    window = pairs % len(windows)
-    places = (pairs // len(windows), window // windows.cols, window % windows.cols)
-    parts = zip(*(place.int().split(50) for place in places), strict=True)
-    clean = runner.clean(images)
-    return torch.cat([runner.logits(clean, *part) for part in parts])
+    size = (len(images), len(plan.rows), len(plan.cols))
+    places = torch.ones(size).nonzero().int().unbind(1)
+    steps = plan.network.steps
+    constants = {k: s.constant for k, s in enumerate(steps) if s.constant is not None}
+    clean = plan.network.run(images, plan.sources - constants.keys())
+    parts = zip(*(place.split(50) for place in places), strict=True)
+    return torch.cat([runner.logits({**constants, **clean}, *part) for part in parts])
+
+
+@pytest.mark.parametrize("name", ["inception", "residual", "dilated", "frozen_norm"])
+@pytest.mark.parametrize("classes", [2, 3, 4])
+def test_windows_sorted_by_their_distance_from_the_border(name: str, classes: int) -> None:
+    net, images = zoo.TILED[name]().eval(), torch.rand(2, 3, 26, 33)
+    windows = Windows.over(26, 33, (4, 5), (4, 3))
+    expected = full_logits(net, images, windows).view(2, windows.rows, windows.cols, -1)
+    planner = planner_of(net, images, windows)
+    seen = torch.zeros(windows.rows, windows.cols)
+    for plan in planner.split(classes):
+        found = replayed(plan, images, windows).view(2, len(plan.rows), len(plan.cols), -1)
+        rows, cols = torch.tensor(plan.rows)[:, None], torch.tensor(plan.cols)
+        off = float((found - expected[:, rows, cols]).abs().max())
+        assert off <= 1e-5 * max(1.0, float(expected.abs().max()))
+        seen[rows, cols] += 1
+    assert torch.all(seen == 1)
+    whole = planner.split(1)[0]
+    apart = sum(p.cost * len(p.rows) * len(p.cols) for p in planner.split(classes))
+    assert apart < whole.cost * len(windows)
 
 
 @pytest.mark.parametrize("name", [*zoo.TILED, *zoo.MIXED])

@@ -42,7 +42,8 @@ class Convolution:
 
     def scaled(self, scale: Tensor, shift: Tensor) -> Convolution:
         """Follow this convolution by y·scale + shift, (outputs,) each in double."""
-        weight = (self.weight.double() * scale[:, None, None, None]).to(self.weight.dtype)
+        wide = torch.promote_types(self.weight.dtype, torch.float32)
+        weight = (self.weight.to(wide) * scale.to(wide)[:, None, None, None]).to(self.weight.dtype)
         bias = shift if self.bias is None else shift + scale * self.bias.double()
         return replace(self, weight=weight, bias=bias.to(self.weight.dtype))
 

@@ -49,17 +49,13 @@ class Runner:
         self.last = last_readers([step.inputs for step in self.steps])
         self._prepare(chunk)
 
-    def clean(self, inputs: Tensor) -> dict[int, Tensor]:
-        """Maps of clean inputs (B, C, H, W) that windows are cut from."""
-        constants = {
-            k: step.constant for k, step in enumerate(self.steps) if step.constant is not None
-        }
-        wanted = self.plan.sources - constants.keys()
-        return {**constants, **self.plan.network.run(inputs, wanted)}
-
     @torch.inference_mode()
     def logits(self, clean: dict[int, Tensor], image: Tensor, row: Tensor, col: Tensor) -> Tensor:
-        """Logits (n, K) of windows (row, col) of the images of `clean`, (n,) int32 each."""
+        """Logits (n, K) of windows of images, (n,) int32 each.
+
+        `clean` are the maps of the plan's sources and the constants; `image` counts in them, `row`
+        and `col` in the plan's rows and columns.
+        """
         where = (image, row, col)
         values: dict[int, Any] = {0: self.fill}
         whole: dict[int, Tensor] = {}
@@ -103,7 +99,7 @@ class Runner:
         """Lay the convolutions' weights out for the inputs to come."""
         for step, action in zip(self.steps, self.plan.actions, strict=True):
             layer = step.tile if action.tiled else step.run
-            if not isinstance(layer, Layer):
+            if not isinstance(layer, Layer) or layer.prepared:
                 continue
             cut, source = action.cuts[0], step.inputs[0]
             shape, crop = self.steps[source].shape, self.plan.crops[source]

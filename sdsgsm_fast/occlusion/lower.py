@@ -264,6 +264,7 @@ class Layer:
 
     def __init__(self, convolution: Convolution, padded: bool = False) -> None:
         self.convolution, self.padded = convolution, padded
+        self.prepared = False
 
     def __call__(self, *arguments: Any) -> Tensor:
         """Convolve tiles, or whole maps after their number."""
@@ -273,3 +274,4 @@ class Layer:
     def prepare(self, shape: tuple[int, ...]) -> None:
         """Lay the weights out for inputs of `shape`."""
         self.convolution = self.convolution.prepared(shape, self.padded)
+        self.prepared = True

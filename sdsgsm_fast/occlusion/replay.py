@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -14,7 +15,7 @@ from ..windows import Windows
 from .incremental import Runner
 from .lower import lower
 from .network import Network
-from .plan import Plan, best_incremental_plan, plan_for
+from .plan import Plan, Planner, clean_elements, clean_peak
 from .trace import Graph, TraceError
 
 CPU_BYTES = 32 * 2**20  # of a chunk: measured best at 32 to 64 windows of the benchmark's networks
@@ -27,6 +28,8 @@ SCRATCH = 1.25  # what libraries take on top of the maps, as a factor
 
 # Floating-point operations in the time that a byte takes to move.
 FLOPS_PER_BYTE = {"cpu": 20.0, "cuda": 100.0}  # the second is not measured
+PART_COST = 3e8  # operations in the time that one more batch takes to set up
+LEAST_PART = {"cpu": 16, "cuda": 512}  # windows of a batch; the second is not measured
 WORTHWHILE = 0.9  # the cost of an incremental plan as a share of the dense one's
 
 AGREEMENT = 1000  # largest deviation of a replayed logit from the model's, in units of rounding
@@ -69,33 +72,71 @@ class Replay:
     ) -> None:
         self.classifier, self.images, self.windows = classifier, images, windows
         self.max_memory = max_memory
-        network = lower(graph, dtype, images.device)
+        self.network = lower(graph, dtype, images.device)
         price = FLOPS_PER_BYTE.get(images.device.type, FLOPS_PER_BYTE["cpu"])
-        self.plan = _chosen(network, windows, method, price)
-        self.chunk, self.group = self._sizes()
-        self.runner = Runner(self.plan, self._fill(fill), windows.patch, self.chunk, backend)
+        plans = self._plans(Planner(self.network, windows, price), method)
+        self.sources = set().union(*(plan.sources for plan in plans))
+        self.group = self._group()
+        self.parts = [self._part(plan, self._fill(fill), backend) for plan in plans]
+
+    def _plans(self, planner: Planner, method: str) -> list[Plan]:
+        """The cheapest plans that a method allows, together for all windows."""
+        dense = planner.dense()
+        if method == "dense":
+            return [dense]
+        least = LEAST_PART.get(self.images.device.type, LEAST_PART["cpu"])
+        choices = [planner.split(1)]
+        if method == "incremental" and not choices[0][0].incremental:
+            raise TraceError(_obstacle(self.network))
+        for classes in (2, 3, 4):
+            smallest = (self.windows.rows // classes) * (self.windows.cols // classes)
+            if smallest * len(self.images) >= least:
+                choices.append(planner.split(classes))
+        best = min(choices, key=self._cost)
+        if method == "auto" and self._cost(best) > WORTHWHILE * self._cost([dense]):
+            return [dense]
+        return best
+
+    def _cost(self, plans: list[Plan]) -> float:
+        """Predicted operations a window of plans that together cover all windows."""
+        total = sum(len(p.rows) * len(p.cols) * p.cost for p in plans) / len(self.windows)
+        return total + PART_COST * len(plans) / (len(self.windows) * len(self.images))
+
+    def _part(self, plan: Plan, fill: Tensor, backend: str) -> _Part:
+        """A plan made ready, and who its windows are."""
+        window = max(1, int(plan.elements() * self.network.dtype.itemsize * SCRATCH))
+        windows = len(plan.rows) * len(plan.cols) * len(self.images)
+        chunk = max(1, min(self._chunk_limit(window), windows))
+        rows, cols = (
+            torch.full((n,), -1, dtype=torch.int32) for n in (self.windows.rows, self.windows.cols)
+        )
+        rows[list(plan.rows)] = torch.arange(len(plan.rows), dtype=torch.int32)
+        cols[list(plan.cols)] = torch.arange(len(plan.cols), dtype=torch.int32)
+        runner = Runner(plan, fill, self.windows.patch, chunk, backend)
+        device = self.images.device
+        return _Part(runner, rows.to(device), cols.to(device), chunk)
 
     def agrees(self, clean: Tensor) -> bool:
-        """Whether the replay gives the model's own logits for the first clean images.
+        """Whether the replay gives the model's own logits for the first clean image.
 
         This pass is not counted.
         """
-        few = clean[: min(2, self.group)]
+        few = clean[:1]
         found = self.clean_logits(self.images[: len(few)]).to(clean.dtype)
         share = min(AGREEMENT * torch.finfo(few.dtype).eps, 0.1)
         return bool(((found - few).abs() <= share * few.abs().amax().clamp(min=1)).all())
 
     def clean_logits(self, images: Tensor) -> Tensor:
         """Logits (B, K) of whole images."""
-        output = self.plan.network.output
+        output = self.network.output
         found = [
-            self.plan.network.run(self.classifier.inputs(part), {output})[output]
+            self.network.run(self.classifier.inputs(part), {output})[output]
             for part in torch.split(images, self.group)
         ]
         return torch.cat(found)
 
     def logits(self, pairs: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield chunks of `pairs` and their logits (n, K).
+        """Yield parts of `pairs`, in an order of its own, and their logits (n, K).
 
         A pair is image·windows + window; `pairs` (n,) int64 are ascending. On CUDA out-of-memory
         the chunk is halved and the work goes on.
@@ -105,30 +146,53 @@ class Replay:
         while at < len(pairs):
             first = int(images[at])
             stop = int(torch.searchsorted(images, first + self.group))
+            last = int(images[stop - 1]) + 1
             try:
-                clean = self._clean(first, int(images[stop - 1]) + 1)
-                while at < stop:
-                    part = pairs[at : min(at + self.chunk, stop)]
-                    yield part, self._chunk(clean, part, first)
-                    at += len(part)
+                clean = self._clean(first, last)
             except torch.OutOfMemoryError:
-                if self.chunk == 1 and self.group == 1:
+                if self.group == 1:
                     raise
-                clean = {}
-                self.chunk, self.group = max(1, self.chunk // 2), max(1, self.group // 2)
+                self.group = max(1, self.group // 2)
+                continue
+            for part in self.parts:
+                yield from self._part_logits(part, clean, pairs[at:stop], first)
+            at = stop
+
+    def _part_logits(
+        self, part: _Part, clean: dict[int, Tensor], pairs: Tensor, first: int
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Logits of those pairs whose windows belong to a part."""
+        window = pairs % len(self.windows)
+        row, col = part.rows[window // self.windows.cols], part.cols[window % self.windows.cols]
+        mine = (row >= 0) & (col >= 0)
+        pairs, row, col = pairs[mine], row[mine], col[mine]
+        image = (pairs // len(self.windows) - first).int()
+        at = 0
+        while at < len(pairs):
+            now = slice(at, at + part.chunk)
+            try:
+                logits = part.runner.logits(clean, image[now], row[now], col[now])
+            except torch.OutOfMemoryError:
+                if part.chunk == 1:
+                    raise
+                part.chunk = max(1, min(part.chunk, len(pairs) - at) // 2)
+                continue
+            self.classifier.forwards += len(logits)
+            yield pairs[now], logits
+            at += len(logits)
 
     def _clean(self, first: int, stop: int) -> dict[int, Tensor]:
+        """Maps of some images that are cut up; a pass of its own unless it is the images alone."""
         images = self.images[first:stop]
-        if self.plan.sources - {0}:
+        constants = {
+            k: step.constant
+            for k, step in enumerate(self.network.steps)
+            if step.constant is not None
+        }
+        if self.sources - constants.keys() - {0}:
             self.classifier.forwards += len(images)
-        return self.runner.clean(self.classifier.inputs(images))
-
-    def _chunk(self, clean: dict[int, Tensor], pairs: Tensor, first: int) -> Tensor:
-        self.classifier.forwards += len(pairs)
-        window = pairs % len(self.windows)
-        places = (pairs // len(self.windows) - first, window // self.windows.cols,
-                  window % self.windows.cols)  # fmt: skip
-        return self.runner.logits(clean, *(place.int() for place in places))
+        found = self.network.run(self.classifier.inputs(images), self.sources - constants.keys())
+        return {**constants, **found}
 
     def _fill(self, fill: checks.PerChannel) -> Tensor:
         """The fill as the model takes it, (C,): a pixel's value, normalised."""
@@ -140,45 +204,53 @@ class Replay:
         pixel = value.to(self.images.dtype)[None, :, None, None]
         return self.classifier.inputs(pixel).flatten()
 
-    def _sizes(self) -> tuple[int, int]:
-        """Windows of a chunk, and images whose clean maps are held at once."""
-        size = self.plan.network.dtype.itemsize * SCRATCH
-        window = max(1, int(self.plan.elements() * size))
-        image = max(1, int(self.plan.clean_elements() * size))
-        whole = max(1, int(self.plan.clean_peak() * size))
-        most = len(self.images) * len(self.windows)
-        budget = self.max_memory
-        if budget is None and self.images.is_cuda:
-            budget = int(CUDA_SHARE * torch.cuda.mem_get_info(self.images.device)[0])
+    def _budget(self) -> int | None:
+        """Bytes that may be taken; None for what the cache likes."""
+        if self.max_memory is None and self.images.is_cuda:
+            return int(CUDA_SHARE * torch.cuda.mem_get_info(self.images.device)[0])
+        return self.max_memory
+
+    def _room(self) -> int:
+        """Bytes for clean maps: half of what may be taken."""
+        budget = self._budget()
+        most = budget or 0 if self.images.is_cuda else CPU_CLEAN_BYTES
+        return most if budget is None else min(most, budget // 2)
+
+    def _group(self) -> int:
+        """Images whose clean maps are held at once."""
+        size = self.network.dtype.itemsize * SCRATCH
+        image = clean_elements(self.network, self.sources) + clean_peak(self.network)
+        return max(1, min(len(self.images), int(self._room() / (image * size))))
+
+    def _chunk_limit(self, window: int) -> int:
+        """Windows of `window` bytes that run at once."""
+        budget, (least, most) = self._budget(), CPU_CHUNK
+        chunk = min(max(CPU_BYTES // window, least), most)
         if self.images.is_cuda:
-            chunk, room = CUDA_CHUNK, budget or 0
-        else:
-            least, largest = CPU_CHUNK
-            chunk = min(max(CPU_BYTES // window, least), largest)
-            room = CPU_CLEAN_BYTES
-        if budget is not None:
-            room = min(room, budget // 2)
-            chunk = min(chunk, (budget - min(room, max(image, whole))) // window)
-        group = max(1, min(len(self.images), room // (image + whole)))
-        return max(1, min(chunk, most)), group
+            chunk = CUDA_CHUNK
+        if budget is None:
+            return chunk
+        size = self.network.dtype.itemsize * SCRATCH
+        held = int(self.group * clean_elements(self.network, self.sources) * size)
+        return min(chunk, (budget - held) // window)
 
 
-def _chosen(network: Network, windows: Windows, method: str, price: float) -> Plan:
-    """The plan that a method asks for."""
-    dense = plan_for(network, windows, 0.0, price)
-    if method == "dense":
-        return dense
-    best = best_incremental_plan(network, windows, price)
-    if best is None and method == "incremental":
-        raise TraceError(_obstacle(dense))
-    if best is None or (method == "auto" and best.cost > WORTHWHILE * dense.cost):
-        return dense
-    return best
+@dataclass
+class _Part:
+    """Windows that run together: a plan's, by the places of their rows and columns in it.
+
+    `rows` and `cols` have an entry for each row and column of windows, −1 where it is another's.
+    """
+
+    runner: Runner
+    rows: Tensor
+    cols: Tensor
+    chunk: int
 
 
-def _obstacle(plan: Plan) -> str:
+def _obstacle(network: Network) -> str:
     """Why no operation runs on tiles."""
-    for step in plan.network.steps:
+    for step in network.steps:
         if step.inputs and step.tile is None:
             return f"{step.name}: not known to work on a part of a map"
         if step.inputs:
