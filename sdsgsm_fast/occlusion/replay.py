@@ -29,7 +29,7 @@ SCRATCH = 1.25  # what libraries take on top of the maps, as a factor
 # Floating-point operations in the time that a byte takes to move.
 FLOPS_PER_BYTE = {"cpu": 20.0, "cuda": 100.0}  # the second is not measured
 PART_COST = 3e8  # operations in the time that one more batch takes to set up
-LEAST_PART = {"cpu": 16, "cuda": 512}  # windows of a batch; the second is not measured
+LEAST_PART = {"cpu": 64, "cuda": 512}  # windows of a batch; the second is not measured
 WORTHWHILE = 0.9  # the cost of an incremental plan as a share of the dense one's
 
 AGREEMENT = 1000  # largest deviation of a replayed logit from the model's, in units of rounding
