@@ -31,10 +31,11 @@ def main() -> None:
     images, windows = torch.rand(1, 3, 32, 32), Windows.over(32, 32, 4)
     graph = trace(Classifier(resnet18_cifar()), images)
     plan = Planner(lower(graph, torch.float32, images.device), windows, 20.0).best()
-    shown = [0, 1, 3, 5, 6, 9, 11, 13, len(plan.network.steps) - 4]
+    shown = [0, 1, 3, 5, 6, 8, 10, 11, 13, len(plan.network.steps) - 4]
     names = ["image", "stem", "stage 1, block 1", "stage 1, block 2", "stage 2, conv 1",
-             "stage 2, block 1", "stage 2, block 2", "stage 3, conv 1", "stage 4"]  # fmt: skip
-    figure, axes = plt.subplots(1, len(shown), figsize=(15, 2.6))
+             "stage 2, block 1", "stage 2, block 2", "stage 3, conv 1", "stage 3, block 1",
+             "stage 4"]  # fmt: skip
+    figure, axes = plt.subplots(1, len(shown), figsize=(15, 2.4))
     for axis, k, name in zip(axes, shown, names, strict=True):
         step, crop = plan.network.steps[k], plan.crops[k]
         assert step.shape is not None
@@ -58,9 +59,9 @@ def main() -> None:
         axis.set_xlabel(size, fontsize=9)
     figure.suptitle(
         "Red: the window. Blue: all that it can change, the only part that is computed. "
-        "Grey: computed whole.", y=0.04, fontsize=10,
+        "Grey: computed whole.", y=0.09, fontsize=10,
     )  # fmt: skip
-    figure.tight_layout(rect=(0, 0.06, 1, 1))
+    figure.tight_layout(rect=(0, 0.08, 1, 1))
     figure.savefig(ROOT / "docs" / "occlusion-plan.png", dpi=110)
 
 

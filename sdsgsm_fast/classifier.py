@@ -150,10 +150,11 @@ class Classifier:
         TypeError, ValueError
             If the model returns anything but a floating tensor (B, K ≥ 2).
         """
-        version = inputs._version
+        counted = not inputs.is_inference()  # an inference tensor does not count its changes
+        version = inputs._version if counted else 0
         with torch.autocast(inputs.device.type, dtype=torch.bfloat16, enabled=reduced):
             output = self.model(inputs)
-        if self._overwrites is None:
+        if self._overwrites is None and counted:
             self._overwrites = inputs._version != version
         logits = output if isinstance(output, Tensor) else getattr(output, "logits", None)
         if not isinstance(logits, Tensor):

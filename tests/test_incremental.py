@@ -355,3 +355,17 @@ def test_convolutions_as_products(stride: int, bias: bool) -> None:
     assert product.matrix is not None
     found = product(tile.contiguous(memory_format=torch.channels_last), padded=True)
     assert torch.allclose(found, F.relu(layer(x[:1, :, :5, :4])), atol=1e-4)
+
+
+@pytest.mark.parametrize("method", ["incremental", "midpoint"])
+def test_modes_around_the_call_change_nothing(method: str) -> None:
+    net, images = zoo.residual().eval(), torch.rand(2, 3, 16, 16)
+    expected = occlusion_scores(net, images, method=method, score="logit")
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(occlusion_scores(net, images, method=method, score="logit"), expected)
+    with torch.inference_mode():
+        found = occlusion_scores(net, images.clone(), method=method, score="logit")
+    assert torch.equal(found, expected)
+    with torch.backends.mkldnn.flags(enabled=False), torch.autocast("cpu", dtype=torch.bfloat16):
+        found = occlusion_scores(net, images, method=method, score="logit")
+    assert torch.allclose(found, expected, atol=1e-5)

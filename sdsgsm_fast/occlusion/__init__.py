@@ -143,10 +143,12 @@ def occlusion_scores(
         checks.class_indices("labels", labels, images)
     if not len(images):
         return images.new_empty((0, windows.rows, windows.cols))
-    with classifier.frozen():
+    # An inference tensor cannot take part in a graph, which midpoint needs; a copy of it can.
+    with torch.inference_mode(False), torch.no_grad(), classifier.frozen():
+        images = images.clone() if images.is_inference() else images.detach()
         size = chunk_size(classifier, images, max_memory)
         clean = torch.cat([classifier.logits(part) for part in torch.split(images, size)])
-        classes = clean.argmax(1) if labels is None else labels.long()
+        classes = clean.argmax(1) if labels is None else labels.clone().long()
         checks.classes_in_range("labels", classes, clean.shape[1])
         found = score_windows(
             classifier, images, classes, clean,

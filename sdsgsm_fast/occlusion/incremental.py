@@ -49,14 +49,16 @@ class Runner:
         self.last = last_readers([step.inputs for step in self.steps])
         self._prepare(chunk)
 
-    @torch.inference_mode()
     def logits(self, clean: dict[int, Tensor], image: Tensor, row: Tensor, col: Tensor) -> Tensor:
         """Logits (n, K) of windows of images, (n,) int32 each.
 
         `clean` are the maps of the plan's sources and the constants; `image` counts in them, `row`
         and `col` in the plan's rows and columns.
         """
-        where = (image, row, col)
+        with torch.inference_mode(), torch.autocast(image.device.type, enabled=False):
+            return self._logits(clean, (image, row, col))
+
+    def _logits(self, clean: dict[int, Tensor], where: tuple[Tensor, Tensor, Tensor]) -> Tensor:
         values: dict[int, Any] = {0: self.fill}
         whole: dict[int, Tensor] = {}
         for k, (step, action) in enumerate(zip(self.steps, self.plan.actions, strict=True)):
@@ -74,7 +76,7 @@ class Runner:
                 for cut in action.cuts:
                     if cut is not None and cut.source not in whole:
                         whole[cut.source] = self._paste(cut, clean, values, where)
-                values[k] = step.run(len(image), *(whole.get(i, values[i]) for i in step.inputs))
+                values[k] = step.run(len(where[0]), *(whole.get(i, values[i]) for i in step.inputs))
             for i in {*step.inputs, k}:
                 if self.last.get(i, i) <= k and i != self.plan.network.output:
                     values.pop(i, None)

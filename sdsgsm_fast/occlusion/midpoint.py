@@ -99,7 +99,7 @@ def _estimates(
     score: str,
 ) -> Tensor:  # fmt: skip
     """Σ over each window of gradient · (x − fill), (B, rows, cols); right for halved windows."""
-    with torch.inference_mode(False), torch.enable_grad():
+    with torch.enable_grad():
         logits, leaf = classifier.trace(halved, search=True)
         grad = classifier.gradient(losses.score(score, logits, classes), leaf)
     moved = (losses.exact(grad) * away).sum(1)

@@ -83,9 +83,12 @@ class Network:
     output: int
     dtype: torch.dtype
 
-    @torch.inference_mode()
     def run(self, inputs: Tensor, wanted: set[int]) -> dict[int, Any]:
         """Results of the `wanted` steps for whole images (B, C, H, W)."""
+        with torch.inference_mode(), torch.autocast(inputs.device.type, enabled=False):
+            return self._run(inputs, wanted)
+
+    def _run(self, inputs: Tensor, wanted: set[int]) -> dict[int, Any]:
         last = last_readers([step.inputs for step in self.steps])
         found: dict[int, Any] = {0: channels_last(inputs.to(self.dtype))}
         for k, step in enumerate(self.steps[: max(wanted) + 1]):

@@ -117,11 +117,9 @@ def trace(classifier: Classifier, images: Tensor) -> Graph:
         If the model looks at the data, draws random numbers, writes through views, uses an
         operation without a meta kernel, or does something else for another batch size.
     """
-    dtype = classifier.input_dtype(images)
-    first, second = (
-        _record(classifier, images, torch.empty(n, *images.shape[1:], dtype=dtype, device="meta"))
-        for n in BATCHES
-    )
+    # Under inference mode composite operations would be recorded whole, by other names.
+    with torch.inference_mode(False):
+        first, second = (_record(classifier, images, batch) for batch in BATCHES)
     graph = _unify(first, second)
     for node in graph.nodes:
         if node.op is not None and torch.Tag.nondeterministic_seeded in node.op.tags:
@@ -129,7 +127,9 @@ def trace(classifier: Classifier, images: Tensor) -> Graph:
     return graph
 
 
-def _record(classifier: Classifier, images: Tensor, inputs: Tensor) -> Graph:
+def _record(classifier: Classifier, images: Tensor, batch: int) -> Graph:
+    dtype = classifier.input_dtype(images)
+    inputs = torch.empty(batch, *images.shape[1:], dtype=dtype, device="meta")
     recorder = _Recorder(inputs, images.device)
     try:
         with (
