@@ -1,6 +1,6 @@
 """Occlusion maps against the loop, Captum and one big batch, on whole networks.
 
-    python bench/occlusion.py [--quick] [--all] [--rows NAME ...] [--json FILE]
+    python bench/occlusion.py [--quick] [--all] [--rows NAME[:PATCH:STRIDE] ...] [--json FILE]
 
 Each row is one network, batch, patch and stride: seconds (median of interleaved rounds and their
 spread), times faster than Captum's default, and the largest deviation of the map from the loop's.
@@ -298,7 +298,7 @@ def cases(device: str, wanted: list[str], everything: bool) -> list[Callable[[],
             images = torch.rand(count, 3, size, size, generator=torch.Generator().manual_seed(1))
             return Case(name, make().to(device), images.to(device), patch, stride, rounds)
 
-        return name, build
+        return f"{name}:{patch}:{stride}", build
 
     def embedded() -> Case:
         images = photo_crops("test", 26)[0][:256]
@@ -309,7 +309,7 @@ def cases(device: str, wanted: list[str], everything: bool) -> list[Callable[[],
         case("resnet18-cifar", nets.resnet18_cifar, 8, 32, 4, 4),
         case("resnet18-cifar", nets.resnet18_cifar, 8, 32, 8, 4),
         case("resnet18-cifar", nets.resnet18_cifar, 8, 32, 4, 2),
-        ("photonet", embedded),
+        ("photonet:4:4", embedded),
         case("vit", nets.vit, 8, 32, 4, 4),
         case("resnet18", nets.resnet18, 1, 224, 16, 16),
         case("resnet18", nets.resnet18, 1, 224, 16, 8),
@@ -317,7 +317,13 @@ def cases(device: str, wanted: list[str], everything: bool) -> list[Callable[[],
     ]
     if everything:
         listed.append(case("vgg16", nets.vgg16, 1, 224, 16, 8, 1))
-    return [build for name, build in listed if not wanted or name in wanted]
+    found = [
+        build for name, build in listed
+        if not wanted or any(f"{name}:".startswith(f"{one}:") for one in wanted)
+    ]  # fmt: skip
+    if not found:
+        raise SystemExit(f"--rows: expected some of {', '.join(name for name, _ in listed)}")
+    return found
 
 
 class _Normalise(nn.Module):
@@ -338,7 +344,9 @@ def main() -> None:
     """Measure, print, and write JSON if asked to."""
     parser = parser_of(__doc__)
     parser.add_argument("--all", action="store_true", help="also VGG-16 at stride 8: ten minutes")
-    parser.add_argument("--rows", nargs="*", default=[], help="networks to measure; default all")
+    parser.add_argument(
+        "--rows", nargs="*", default=[], help="NAME or NAME:PATCH:STRIDE; default all"
+    )
     args = parser.parse_args()
     rows = Rows("occlusion", args.json, line)
     rows.found["bfloat16_pays"] = bfloat16_pays(torch.device(args.device))
