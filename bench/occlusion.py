@@ -344,9 +344,7 @@ def main() -> None:
     """Measure, print, and write JSON if asked to."""
     parser = parser_of(__doc__)
     parser.add_argument("--all", action="store_true", help="also VGG-16 at stride 8: ten minutes")
-    parser.add_argument(
-        "--rows", nargs="*", default=[], help="NAME or NAME:PATCH:STRIDE; default all"
-    )
+    parser.add_argument("--rows", nargs="*", default=[], help="networks; default all")
     args = parser.parse_args()
     rows = Rows("occlusion", args.json, line)
     rows.found["bfloat16_pays"] = bfloat16_pays(torch.device(args.device))
