@@ -91,7 +91,9 @@ def test_windows_sorted_by_their_distance_from_the_border(name: str, classes: in
     assert torch.all(seen == 1)
     whole = planner.split(1)[0]
     apart = sum(p.cost * len(p.rows) * len(p.cols) for p in planner.split(classes))
-    assert apart < whole.cost * len(windows)
+    assert apart <= whole.cost * len(windows)
+    if name != "frozen_norm":  # whose map of positions costs the same wherever a window lies
+        assert apart < whole.cost * len(windows)
 
 
 @pytest.mark.parametrize("name", [*zoo.TILED, *zoo.MIXED])

@@ -86,16 +86,17 @@ class Replay:
             return [dense]
         least = LEAST_PART.get(self.images.device.type, LEAST_PART["cpu"])
         choices = [planner.split(1)]
-        if method == "incremental" and not choices[0][0].incremental:
+        together = choices[0][0]
+        if method == "incremental" and not together.incremental:
             raise TraceError(_obstacle(self.network))
+        # Whatever the batch: an image's passes must not depend on the others.
+        if method == "auto" and together.cost > WORTHWHILE * dense.cost:
+            return [dense]
         for classes in (2, 3, 4):
             smallest = (self.windows.rows // classes) * (self.windows.cols // classes)
             if smallest * len(self.images) >= least:
                 choices.append(planner.split(classes))
-        best = min(choices, key=self._cost)
-        if method == "auto" and self._cost(best) > WORTHWHILE * self._cost([dense]):
-            return [dense]
-        return best
+        return min(choices, key=self._cost)
 
     def _cost(self, plans: list[Plan]) -> float:
         """Predicted operations a window of plans that together cover all windows."""
