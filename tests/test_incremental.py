@@ -371,3 +371,24 @@ def test_modes_around_the_call_change_nothing(method: str) -> None:
     with torch.backends.mkldnn.flags(enabled=False), torch.autocast("cpu", dtype=torch.bfloat16):
         found = occlusion_scores(net, images, method=method, score="logit")
     assert torch.allclose(found, expected, atol=1e-5)
+
+
+def test_attention_without_tiles_is_left_to_the_model() -> None:
+    """A trace holds attention in parts; the model's own is faster."""
+    seen = []
+
+    class Tokens(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.embed, self.head = nn.Conv2d(3, 8, 4, 4), nn.Linear(8, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            seen.append(None if x.is_meta else len(x))
+            tokens = self.embed(x).flatten(2).transpose(1, 2)
+            mixed = F.scaled_dot_product_attention(tokens, tokens, tokens)
+            return self.head(mixed.mean(1))
+
+    model, images = Tokens().eval(), torch.rand(2, 3, 16, 16)
+    found = occlusion_scores(model, images)
+    assert [n for n in seen if n is not None] == [2, 32]
+    assert torch.allclose(found, occlusion_scores(Looking(model), images), atol=1e-6)

@@ -79,6 +79,11 @@ class Replay:
         self.group = self._group()
         self.parts = [self._part(plan, self._fill(fill), backend) for plan in plans]
 
+    @property
+    def incremental(self) -> bool:
+        """Whether anything runs on tiles."""
+        return any(part.runner.plan.incremental for part in self.parts)
+
     def _plans(self, planner: Planner, method: str) -> list[Plan]:
         """The cheapest plans that a method allows, together for all windows."""
         dense = planner.dense()

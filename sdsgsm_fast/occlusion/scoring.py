@@ -13,6 +13,7 @@ from ..classifier import Classifier
 from ..progress import Progress
 from ..windows import Windows
 from .dense import Passes
+from .operations import ATTENTION
 from .replay import Replay
 from .trace import Graph, TraceError, trace
 
@@ -87,10 +88,11 @@ class Scorer:
         try:
             self.graph = trace(classifier, images)
             strict = self._replay(self.graph, reduced=False)
-            if strict.agrees(clean):
-                self.ways[False] = strict
-            else:
+            if not strict.agrees(clean):
                 raise TraceError("the replayed logits are not the model's")
+            if not strict.incremental and self.graph.has(ATTENTION):
+                raise TraceError("attention: PyTorch's own is faster than its parts")
+            self.ways[False] = strict
         except TraceError as error:
             self.graph = None
             if method == "incremental":

@@ -100,6 +100,10 @@ class Graph:
     nodes: list[Node]
     output: Value
 
+    def has(self, names: frozenset[str]) -> bool:
+        """Whether an operation of one of these names is among them."""
+        return any(node.name in names for node in self.nodes)
+
 
 def trace(classifier: Classifier, images: Tensor) -> Graph:
     """Record what the model does with inputs of the images' size, without running it on data.
