@@ -381,12 +381,13 @@ def test_attention_without_tiles_is_left_to_the_model() -> None:
         def __init__(self) -> None:
             super().__init__()
             self.embed, self.head = nn.Conv2d(3, 8, 4, 4), nn.Linear(8, 4)
+            self.wide = nn.Sequential(nn.Linear(8, 2000), nn.GELU(), nn.Linear(2000, 8))
 
         def forward(self, x: Tensor) -> Tensor:
             seen.append(None if x.is_meta else len(x))
             tokens = self.embed(x).flatten(2).transpose(1, 2)
             mixed = F.scaled_dot_product_attention(tokens, tokens, tokens)
-            return self.head(mixed.mean(1))
+            return self.head(self.wide(mixed).mean(1))
 
     model, images = Tokens().eval(), torch.rand(2, 3, 16, 16)
     found = occlusion_scores(model, images)
