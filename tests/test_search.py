@@ -13,7 +13,7 @@ import zoo
 from nets import Looking, convnet, predicted
 from torch import Tensor, nn
 
-from sdsgsm_fast import SDSGSM, Gradient, Occlusion, occlusion, occlusion_map, occlusion_scores
+from sdsgsm_fast import SDSGSM, Occlusion, occlusion, occlusion_map, occlusion_scores
 from sdsgsm_fast.domains import Question
 from sdsgsm_fast.images import photo_crops
 from sdsgsm_fast.photonet import MEAN, STD, load_photonet
@@ -106,7 +106,6 @@ def test_the_question_leaves_nothing_open(rule: str, geometry: Any) -> None:
     size, patch, stride = geometry
     windows = Windows.over(*size, patch, stride)
     question = Question(windows, rule, 0.3, 0.5, "auto")
-    domain = Occlusion(patch=patch, stride=stride, rule=rule, coverage=0.3)
     scores = torch.randn(6, len(windows), dtype=torch.float64)
     doubt = torch.rand_like(scores) * 0.05
 
@@ -124,7 +123,6 @@ def test_the_question_leaves_nothing_open(rule: str, geometry: Any) -> None:
     for _ in range(50):
         moved = scores + (2 * torch.rand_like(scores) - 1) * doubt
         assert torch.equal(of(moved), expected)
-    assert domain.rule == rule
 
 
 def ranks(x: Tensor) -> Tensor:
@@ -174,7 +172,6 @@ def test_midpoint_as_a_domain() -> None:
         Occlusion(method="midpoint", rule="flip")
     with pytest.raises(ValueError, match="method: expected one of"):
         Occlusion(method="fast")
-    assert isinstance(Gradient(), Gradient)
 
 
 MEMORY = """
@@ -208,7 +205,6 @@ print(peak - before)
 """
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 @pytest.mark.parametrize(
     ("method", "looking"), [("incremental", False), ("dense", False), ("dense", True)]
 )

@@ -222,7 +222,7 @@ def _avg_pool(node: Node, shape_of: ShapeOf) -> Known | None:
     return Known(
         (a["self"],), lambda x, part: pool(x, a["divisor_override"]),
         lambda x, part: (F.avg_pool2d(x, k, s, divisor_override=1) * part).to(x.dtype), (reach,),
-        work=work, constants=(share.float(),),
+        work=work, constants=(share.to(torch.promote_types(node.dtypes[0], torch.float32)),),
     )  # fmt: skip
 
 
