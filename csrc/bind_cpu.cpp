@@ -61,6 +61,15 @@ PYBIND11_MODULE(_native_cpu, m) {
   def_occlude<decltype(occlude), int>(m, occlude);
   def_window_mean<decltype(window_mean), int>(m, window_mean);
   def_paste<decltype(paste), int>(m, paste);
+  // Sizes: batch, channels, outputs, in_h, in_w, out_h, out_w, rows above, columns before.
+  m.def("winograd", [](uintptr_t x, uintptr_t weight, uintptr_t bias, uintptr_t other,
+                       uintptr_t out, const std::array<int64_t, 9>& s, bool relu, int threads) {
+    const WinogradCall call{at<const float>(x), at<const float>(weight), at<const float>(bias),
+                            at<const float>(other), at<float>(out), s[0], s[1], s[2], s[3], s[4],
+                            s[5], s[6], s[7], s[8], relu};
+    py::gil_scoped_release released;
+    chosen->winograd(call, threads);
+  });
   m.def("isas", isas, "Instruction sets that this machine can run, the best last.");
   m.def("isa", [] { return std::string(chosen->isa); }, "The instruction set in use.");
   m.def("use_isa", use_isa, "Choose one of isas(), for tests and benchmarks.");

@@ -30,7 +30,7 @@ def main() -> None:
     """Plan, and draw the maps whose rectangles differ."""
     images, windows = torch.rand(1, 3, 32, 32), Windows.over(32, 32, 4)
     graph = trace(Classifier(resnet18_cifar()), images)
-    plan = Planner(lower(graph, torch.float32, images.device), windows, 20.0).best()
+    plan = Planner(lower(graph, torch.float32, images.device, "auto"), windows, 20.0).best()
     shown = [0, 1, 3, 5, 6, 8, 10, 11, 13, len(plan.network.steps) - 4]
     names = ["image", "stem", "stage 1, block 1", "stage 1, block 2", "stage 2, conv 1",
              "stage 2, block 1", "stage 2, block 2", "stage 3, conv 1", "stage 3, block 1",

@@ -47,7 +47,7 @@ def full_logits(net: nn.Module, images: Tensor, windows: Windows) -> Tensor:
 
 
 def planner_of(net: nn.Module, images: Tensor, windows: Windows) -> Planner:
-    network = lower(trace(Classifier(net), images), images.dtype, images.device)
+    network = lower(trace(Classifier(net), images), images.dtype, images.device, "auto")
     return Planner(network, windows, 20.0)
 
 
@@ -303,7 +303,7 @@ def test_train_mode_functions_are_traced_as_they_run() -> None:
     )
     images = torch.rand(1, 3, 8, 8)
     graph = trace(Classifier(net.eval()), images)
-    steps = lower(graph, images.dtype, images.device).steps
+    steps = lower(graph, images.dtype, images.device, "auto").steps
     assert [s.name for s in steps if s.tile is not None] == ["convolution"]
     assert occlusion_scores(net, images).isfinite().all()
 

@@ -4,6 +4,7 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <new>
 
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
 #define SDSGSM_MULTI_ISA 1

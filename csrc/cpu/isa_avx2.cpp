@@ -12,8 +12,10 @@ namespace {
 #include "update.inl"
 #include "window_mean.inl"
 #include "paste.inl"
+constexpr int kLanes = 8, kRows = 6, kVecs = 2;  // winograd.inl: 12 of 16 registers
+#include "winograd.inl"
 }  // namespace
 
-extern const Kernels avx2{"avx2", update, occlude, window_mean, paste};
+extern const Kernels avx2{"avx2", update, occlude, window_mean, paste, winograd};
 }  // namespace sdsgsm::cpu
 #endif

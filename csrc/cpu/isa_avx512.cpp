@@ -13,8 +13,10 @@ namespace {
 #include "update.inl"
 #include "window_mean.inl"
 #include "paste.inl"
+constexpr int kLanes = 16, kRows = 6, kVecs = 4;  // winograd.inl: 24 of 32 registers
+#include "winograd.inl"
 }  // namespace
 
-extern const Kernels avx512{"avx512", update, occlude, window_mean, paste};
+extern const Kernels avx512{"avx512", update, occlude, window_mean, paste, winograd};
 }  // namespace sdsgsm::cpu
 #endif

@@ -2,6 +2,7 @@
 #pragma once
 #include "../calls.h"
 #include "../paste.h"
+#include "../winograd.h"
 #include "isa.h"
 
 namespace sdsgsm::cpu {
@@ -12,6 +13,7 @@ struct Kernels {
   void (*occlude)(const OccludeCall&, int threads);
   void (*window_mean)(const WindowMeanCall&, int threads);
   void (*paste)(const PasteCall&, int threads);
+  void (*winograd)(const WinogradCall&, int threads);
 };
 
 extern const Kernels baseline;

@@ -19,7 +19,7 @@ from ..numerics import Setting, compute_dtype
 from ..windows import Windows
 from .calls import NORMALIZE, Occlude, Paste, Update, on_device
 
-INTERFACE = 3  # of the compiled modules; raised whenever their functions change
+INTERFACE = 4  # of the compiled modules; raised whenever their functions change
 
 _DTYPES = {torch.float32: 0, torch.float64: 1, torch.float16: 2, torch.bfloat16: 3}
 
@@ -193,4 +193,24 @@ def paste(out: Tensor, p: Paste) -> None:
         *(p.clean.data_ptr(), _address(crops), out.data_ptr()),
         *(t.data_ptr() for t in (p.image, p.row, p.col, p.rows, p.cols)),
         *(sizes, crops is not None and len(crops) == 1, p.pad, _DTYPES[out.dtype], *_where(out)),
+    )
+
+
+def winograd(
+    out: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    other: Tensor | None,
+    padding: tuple[int, int],
+    relu: bool,
+) -> None:
+    """relu(3×3 convolution of x + bias + other), float32 and channels_last on the CPU.
+
+    `weight` is that of `occlusion.winograd.pack`.
+    """
+    sizes = (len(x), x.shape[1], *out.shape[1:2], *x.shape[2:], *out.shape[2:], *padding)
+    _module("cpu").winograd(
+        *(x.data_ptr(), weight.data_ptr(), _address(bias), _address(other), out.data_ptr()),
+        *(sizes, relu, torch.get_num_threads()),
     )

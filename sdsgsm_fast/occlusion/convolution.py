@@ -9,6 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..backends import choose, native
+from . import winograd
+
 Ints = tuple[int, int]
 
 
@@ -26,6 +29,8 @@ class Convolution:
         Whether negative results become 0.
     packed
         The weights as oneDNN wants them, an opaque tensor; None to use `weight`.
+    parts
+        The weights as `winograd.pack` returns them; None to use `weight`.
     matrix
         The weights of one matrix product, (rows·columns·inputs, outputs); None to convolve.
     """
@@ -38,6 +43,7 @@ class Convolution:
     groups: int
     relu: bool = False
     packed: Tensor | None = None
+    parts: Tensor | None = None
     matrix: Tensor | None = None
 
     def scaled(self, scale: Tensor, shift: Tensor) -> Convolution:
@@ -52,12 +58,32 @@ class Convolution:
         weight = self.weight.to(dtype=dtype, memory_format=torch.channels_last)
         return replace(self, weight=weight, bias=None if self.bias is None else self.bias.to(dtype))
 
-    def prepared(self, shape: tuple[int, ...], padded: bool) -> Convolution:
+    def takes_winograd(self, backend: str) -> bool:
+        """Whether Winograd's products are faster, for outputs that they suit.
+
+        Measured with AVX-512 against oneDNN: 1.6 to 2 times as fast from 32 channels on, level at
+        16; with AVX2 1.1 times the speed of oneDNN with AVX-512.
+        """
+        unit = (1, 1)
+        return (
+            tuple(self.weight.shape[2:]) == (3, 3)
+            and self.stride == unit
+            and self.dilation == unit
+            and self.groups == 1
+            and min(self.weight.shape[:2]) >= 32
+            and self.weight.dtype == torch.float32
+            and self.weight.is_cpu
+            and choose(backend, self.weight) is native
+        )
+
+    def prepared(self, shape: tuple[int, ...], padded: bool, backend: str) -> Convolution:
         """With the weights laid out for inputs of `shape`, where that pays."""
-        if not _onednn(self.weight):
-            return self
         padding = (0, 0) if padded else self.padding
         height, width = self._size(shape, padding)
+        if self.takes_winograd(backend) and winograd.suits(height, width):
+            return replace(self, parts=winograd.pack(self.weight))
+        if not _onednn(self.weight):
+            return self
         if self._product_pays() and is_product(self.weight[0].numel(), height * width):
             return replace(self, matrix=self.weight.permute(2, 3, 1, 0).flatten(0, 2).contiguous())
         packed = torch.ops.mkldnn._reorder_convolution_weight(
@@ -71,6 +97,9 @@ class Convolution:
         padding = (0, 0) if padded else self.padding
         if other is not None:
             other = other.to(self.weight.dtype)
+        if self.parts is not None:
+            outputs = len(self.weight)
+            return winograd.convolve(x, self.parts, outputs, self.bias, other, padding, self.relu)
         if self.packed is not None:
             return self._fused(x, other, padding)
         if self.matrix is not None:

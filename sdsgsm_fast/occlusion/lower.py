@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
+from . import winograd
 from .convolution import Convolution
 from .network import POINT, Network, Shape, Step, channels_last, elements_of, map_shape
 from .operations import (
@@ -27,7 +28,7 @@ from .operations import (
 from .trace import Graph, Node, PerImage, Value
 
 
-def lower(graph: Graph, dtype: torch.dtype, device: torch.device) -> Network:
+def lower(graph: Graph, dtype: torch.dtype, device: torch.device, backend: str) -> Network:
     """Turn a trace into steps.
 
     Parameters
@@ -39,8 +40,10 @@ def lower(graph: Graph, dtype: torch.dtype, device: torch.device) -> Network:
     dtype
         Of convolutions and products: the model's own, or bfloat16. Then sensitive operations and
         the last product stay in float32, as under autocast.
+    backend
+        Whose kernels may compute a convolution, as in `occlusion_scores`.
     """
-    return _Lowering(graph, dtype, device).network()
+    return _Lowering(graph, dtype, device, backend).network()
 
 
 @dataclass
@@ -57,8 +60,10 @@ class _Pending:
 class _Lowering:
     """The steps so far, and where each of the trace's values is."""
 
-    def __init__(self, graph: Graph, dtype: torch.dtype, device: torch.device) -> None:
-        self.graph, self.dtype, self.device = graph, dtype, device
+    def __init__(
+        self, graph: Graph, dtype: torch.dtype, device: torch.device, backend: str
+    ) -> None:
+        self.graph, self.dtype, self.device, self.backend = graph, dtype, device, backend
         self.reduced = dtype != graph.nodes[0].dtypes[0]  # bfloat16 for a wider model
         self.steps: list[Step] = []
         self.found: dict[Value, int | _Pending] = {}
@@ -156,11 +161,16 @@ class _Lowering:
         shape = map_shape(pending.node)
         assert shape is not None
         reach = axes_of(layer.weight.shape[2:], layer.stride, layer.padding, layer.dilation)
+        inner = layer.weight[0].numel()
+        work = 2.0 * inner * math.prod(shape)
+        if layer.takes_winograd(self.backend):
+            work *= winograd.SHARE
         inputs = (pending.source,) if pending.other is None else (pending.source, pending.other)
         step = Step(
-            "convolution", inputs, Layer(layer), Layer(layer, padded=True),
+            "convolution", inputs, Layer(layer, self.backend),
+            Layer(layer, self.backend, padded=True),
             (reach, POINT)[: len(inputs)], shape=shape,
-            work=2.0 * layer.weight[0].numel() * math.prod(shape), elements=math.prod(shape),
+            work=work, inner=inner, elements=math.prod(shape),
         )  # fmt: skip
         return self.add(step)
 
@@ -262,8 +272,8 @@ def _counted(run: Callable[..., Tensor]) -> Callable[..., Tensor]:
 class Layer:
     """A convolution as a step's function; its weights are laid out once the plan is known."""
 
-    def __init__(self, convolution: Convolution, padded: bool = False) -> None:
-        self.convolution, self.padded = convolution, padded
+    def __init__(self, convolution: Convolution, backend: str, padded: bool = False) -> None:
+        self.convolution, self.backend, self.padded = convolution, backend, padded
         self.prepared = False
 
     def __call__(self, *arguments: Any) -> Tensor:
@@ -273,5 +283,5 @@ class Layer:
 
     def prepare(self, shape: tuple[int, ...]) -> None:
         """Lay the weights out for inputs of `shape`."""
-        self.convolution = self.convolution.prepared(shape, self.padded)
+        self.convolution = self.convolution.prepared(shape, self.padded, self.backend)
         self.prepared = True

@@ -46,7 +46,9 @@ class Step:
     shape
         (C, H, W) of an image's map; None for other results.
     work
-        Floating-point operations an image.
+        Floating-point operations an image; fewer where they take less time than their number.
+    inner
+        Products that go into an output of a convolution; 0 for anything else.
     elements
         Values of the result an image.
     constant
@@ -61,6 +63,7 @@ class Step:
     pad: float = 0.0
     shape: Shape | None = None
     work: float = 0.0
+    inner: int = 0
     elements: int = 0
     constant: Tensor | None = None
 

@@ -148,10 +148,10 @@ class Plan:
 
     def _unfolded(self, k: int) -> int:
         """Values of a convolution's inputs laid out for a matrix product."""
-        step = self.network.steps[k]
-        if step.name != "convolution" or step.shape is None or not step.work:
+        inner = self.network.steps[k].inner
+        if not inner:
             return 0
-        inner, pixels = round(step.work / (2 * math.prod(step.shape))), math.prod(self._size(k))
+        pixels = math.prod(self._size(k))
         return inner * pixels if is_product(inner, pixels) else 0
 
     def _result(self, k: int) -> int:

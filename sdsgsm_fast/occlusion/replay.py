@@ -72,7 +72,7 @@ class Replay:
     ) -> None:
         self.classifier, self.images, self.windows = classifier, images, windows
         self.max_memory = max_memory
-        self.network = lower(graph, dtype, images.device)
+        self.network = lower(graph, dtype, images.device, backend)
         price = FLOPS_PER_BYTE.get(images.device.type, FLOPS_PER_BYTE["cpu"])
         plans = self._plans(Planner(self.network, windows, price), method)
         self.sources = set().union(*(plan.sources for plan in plans))
