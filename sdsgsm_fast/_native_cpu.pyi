@@ -67,6 +67,17 @@ def paste(
     threads: int,
     /,
 ) -> None: ...
+def winograd(
+    x: int,
+    weight: int,
+    bias: int,
+    other: int,
+    out: int,
+    sizes: Sequence[int],
+    relu: bool,
+    threads: int,
+    /,
+) -> None: ...
 def isas() -> list[str]: ...
 def isa() -> str: ...
 def use_isa(name: str, /) -> None: ...

@@ -91,7 +91,7 @@ class Classifier:
         callable that is no module, nor a method of one, cannot be held: it is used as it is. Two
         threads must not hold one module at the same time.
         """
-        module = self.module or nn.Module()
+        module = nn.Module() if self.module is None else self.module  # one may have a length of 0
         modes = [(m, m.training) for m in module.modules() if hasattr(m, "training")]
         wanted = [p for p in module.parameters() if p.requires_grad]
         buffers = [(m, dict(m._buffers), _copies(m)) for m in module.modules()]
@@ -150,12 +150,11 @@ class Classifier:
         TypeError, ValueError
             If the model returns anything but a floating tensor (B, K ≥ 2).
         """
-        counted = not inputs.is_inference()  # an inference tensor does not count its changes
-        version = inputs._version if counted else 0
+        before = inputs.detach().clone() if self._overwrites is None else None
         with torch.autocast(inputs.device.type, dtype=torch.bfloat16, enabled=reduced):
             output = self.model(inputs)
-        if self._overwrites is None and counted:
-            self._overwrites = inputs._version != version
+        if before is not None:
+            self._overwrites = not torch.equal(inputs, before)
         logits = output if isinstance(output, Tensor) else getattr(output, "logits", None)
         if not isinstance(logits, Tensor):
             raise TypeError(

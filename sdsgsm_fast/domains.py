@@ -200,8 +200,7 @@ class Question:
     def _covering(self, pixels: Tensor) -> Tensor:
         """Windows (B, windows) over any of the pixels (B, H, W)."""
         w = self.windows
-        bottom = (w.rows - 1) * w.stride[0] + w.patch[0] - w.height
-        right = (w.cols - 1) * w.stride[1] + w.patch[1] - w.width
+        bottom, right = w.overhang
         whole = F.pad(pixels.float(), (0, right, 0, bottom))[:, None]
         return F.max_pool2d(whole, w.patch, w.stride)[:, 0].flatten(1) > 0
 

@@ -69,6 +69,14 @@ class Windows:
         """Columns of windows: ⌈(W − pw)/sw⌉ + 1."""
         return -(-(self.width - self.patch[1]) // self.stride[1]) + 1
 
+    @property
+    def overhang(self) -> tuple[int, int]:
+        """How far the last windows would reach over the bottom and the right border."""
+        return (
+            (self.rows - 1) * self.stride[0] + self.patch[0] - self.height,
+            (self.cols - 1) * self.stride[1] + self.patch[1] - self.width,
+        )
+
     def __len__(self) -> int:
         return self.rows * self.cols
 

@@ -140,6 +140,23 @@ void paste(const Kernels& kernels) {
   give(out.data(), out.size());
 }
 
+void winograd(const Kernels& kernels) {
+  Array x, weight, bias, other;
+  WinogradCall call{};
+  for (int64_t* at : {&call.batch, &call.channels, &call.outputs, &call.in_h, &call.in_w,
+                      &call.out_h, &call.out_w, &call.above, &call.before})
+    *at = take<int64_t>();
+  call.relu = take<int64_t>() != 0;
+  std::vector<float> out(size_t(call.batch * call.out_h * call.out_w * call.outputs));
+  call.x = static_cast<float*>(x.data());
+  call.weight = static_cast<float*>(weight.data());
+  call.bias = static_cast<float*>(bias.data());
+  call.other = static_cast<float*>(other.data());
+  call.out = out.data();
+  kernels.winograd(call, 2);
+  give(out.data(), out.size() * sizeof(float));
+}
+
 const Kernels* find(int64_t isa) {
 #ifdef SDSGSM_MULTI_ISA
   if (isa == 1) return &avx2;
@@ -160,5 +177,6 @@ int main() {
     if (kind == 1) occlude(*kernels);
     if (kind == 2) window_mean(*kernels);
     if (kind == 3) paste(*kernels);
+    if (kind == 4) winograd(*kernels);
   }
 }

@@ -11,20 +11,24 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from conformance import gain_of, of_kind
 from test_kernels import given, settings
 from test_paste import DTYPES, SIZES, by_hand
 from test_paste import case as paste_case
+from test_winograd import CASES as CONVOLUTIONS
+from test_winograd import case as convolution_case
 from torch import Tensor
 
 from sdsgsm_fast import _native_cpu, ops
 from sdsgsm_fast.backends.calls import NORMALIZE
 from sdsgsm_fast.backends.native import _DTYPES, _grid
+from sdsgsm_fast.occlusion import winograd
 from sdsgsm_fast.windows import Windows
 
 ROOT = Path(__file__).parents[1]
 ISAS = {"baseline": 0, "avx2": 1, "avx512": 2}
-UPDATE, OCCLUDE, WINDOW_MEAN, PASTE = range(4)
+UPDATE, OCCLUDE, WINDOW_MEAN, PASTE, WINOGRAD = range(5)
 
 pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="g++ was not found")
 
@@ -206,3 +210,20 @@ def test_paste(driver: Path, isa: str, crops: str) -> None:
             found, rest = read(run(driver, request), expected)
             assert not rest
             assert torch.equal(found, expected)
+
+
+@pytest.mark.parametrize("isa", _native_cpu.isas())
+def test_winograd(driver: Path, isa: str) -> None:
+    for number in range(len(CONVOLUTIONS)):
+        x, weight, bias, other, padding = convolution_case(number)
+        maps = [t.permute(0, 2, 3, 1).contiguous() for t in (x, other)]
+        sizes = (len(x), x.shape[1], len(weight), *x.shape[2:], *other.shape[2:], *padding)
+        request = (
+            ints(WINOGRAD, ISAS[isa])
+            + b"".join(array(t) for t in (maps[0], winograd.pack(weight), bias, maps[1]))
+            + ints(*sizes, 1)
+        )
+        found, rest = read(run(driver, request), maps[1])
+        assert not rest
+        expected = F.relu(F.conv2d(x, weight, bias, padding=padding) + other)
+        assert torch.allclose(found.permute(0, 3, 1, 2), expected, atol=1e-5)

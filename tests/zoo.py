@@ -277,10 +277,23 @@ class Flat(nn.Module):
         return self.head(x.view(x.size(0), -1))
 
 
+def wide() -> nn.Module:
+    """Channels enough for Winograd's products."""
+
+    def forward(m: nn.ModuleDict, x: Tensor) -> Tensor:
+        x = F.relu(m["a"](x))
+        x = F.relu(x + m["b"](F.relu(m["n"](m["b"](x)))))
+        return F.relu(m["d"](m["c"](x)))
+
+    layers = {"a": conv(3, 40), "b": conv(40, 40, bias=False), "n": norm(40), "c": conv(40, 33),
+              "d": conv(33, 96, padding=0)}  # fmt: skip
+    return Net(forward, layers, 96)
+
+
 TILED: dict[str, Callable[[], nn.Module]] = {
     f.__name__: f for f in (
         plain, residual, dense_connected, inception, depthwise, dilated, ceil_mode, prelu,
-        strided_stem, frozen_norm, padded, split, adaptive, weight_norm,
+        strided_stem, frozen_norm, padded, split, adaptive, weight_norm, wide,
     )
 }  # fmt: skip
 MIXED: dict[str, Callable[[], nn.Module]] = {

@@ -12,8 +12,7 @@ import torch
 from torch import Tensor
 
 from .. import ops
-from .lower import Layer
-from .network import channels_last, last_readers
+from .network import channels_last
 from .plan import Cut, Plan, table
 
 
@@ -28,15 +27,11 @@ class Runner:
         (C,), what zeroed-out pixels become, as the model takes them.
     patch
         Size of a window.
-    chunk
-        Windows that run at once.
     backend
         Who pastes; see `ops.paste`.
     """
 
-    def __init__(
-        self, plan: Plan, fill: Tensor, patch: tuple[int, int], chunk: int, backend: str
-    ) -> None:
+    def __init__(self, plan: Plan, fill: Tensor, patch: tuple[int, int], backend: str) -> None:
         self.plan, self.backend = plan, backend
         self.steps = plan.network.steps
         self.fill = channels_last(
@@ -46,8 +41,7 @@ class Runner:
         self.tables = {
             id(cut): (table(cut.rows, fill.device), table(cut.cols, fill.device)) for cut in cuts
         }
-        self.last = last_readers([step.inputs for step in self.steps])
-        self._prepare(chunk)
+        self.dying = plan.network.dying({plan.network.output})
 
     def logits(self, clean: dict[int, Tensor], image: Tensor, row: Tensor, col: Tensor) -> Tensor:
         """Logits (n, K) of windows of images, (n,) int32 each.
@@ -77,10 +71,9 @@ class Runner:
                     if cut is not None and cut.source not in whole:
                         whole[cut.source] = self._paste(cut, clean, values, where)
                 values[k] = step.run(len(where[0]), *(whole.get(i, values[i]) for i in step.inputs))
-            for i in {*step.inputs, k}:
-                if self.last.get(i, i) <= k and i != self.plan.network.output:
-                    values.pop(i, None)
-                    whole.pop(i, None)
+            for i in self.dying[k]:
+                values.pop(i, None)
+                whole.pop(i, None)
         return values[self.plan.network.output]  # type: ignore[no-any-return]
 
     def _paste(
@@ -96,19 +89,3 @@ class Runner:
             *self.tables[id(cut)], height=cut.size[0], width=cut.size[1], pad=cut.pad,
             backend=self.backend,
         )  # fmt: skip
-
-    def _prepare(self, chunk: int) -> None:
-        """Lay the convolutions' weights out for the inputs to come."""
-        for step, action in zip(self.steps, self.plan.actions, strict=True):
-            layer = step.tile if action.tiled else step.run
-            if not isinstance(layer, Layer) or layer.prepared:
-                continue
-            cut, source = action.cuts[0], step.inputs[0]
-            shape, crop = self.steps[source].shape, self.plan.crops[source]
-            assert shape is not None
-            size = shape[1:]
-            if cut is not None:
-                size = cut.size
-            elif action.tiled and crop is not None:
-                size = crop.size
-            layer.prepare((chunk, shape[0], *size))

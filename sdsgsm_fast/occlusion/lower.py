@@ -13,6 +13,7 @@ from torch.utils._pytree import tree_map
 
 from . import winograd
 from .convolution import Convolution
+from .layer import Layer
 from .network import POINT, Network, Shape, Step, channels_last, elements_of, map_shape
 from .operations import (
     LAYOUT,
@@ -85,9 +86,15 @@ class _Lowering:
                         elements=elements_of(node),
                     )
                 )
-            elif not self.absorb(k, node) and not self.recognise(k, node):
+            elif not (self.uniform(node) and (self.absorb(k, node) or self.recognise(k, node))):
                 self.opaque(k, node)
         return Network(self.steps, self.settled(self.graph.output), self.dtype)
+
+    def uniform(self, node: Node) -> bool:
+        """Whether a node reads and makes nothing but maps of the input's own dtype."""
+        nodes = self.graph.nodes
+        read = {nodes[value.node].dtypes[value.output] for value in node.inputs()}
+        return read | {node.dtypes[0]} == {nodes[0].dtypes[0]}
 
     def add(self, step: Step) -> int:
         """Append a step; returns its place."""
@@ -133,7 +140,9 @@ class _Lowering:
         affine = channel_affine(node)
         source = node.args[0] if affine is None else affine.source
         pending = self.open(source) if node.name == "relu" or affine is not None else None
-        if pending is None or (affine is not None and pending.other is not None):
+        if pending is None or node.shapes[0] != pending.node.shapes[0]:
+            return None
+        if affine is not None and pending.other is not None:
             return None
         if affine is None:
             pending.convolution = replace(pending.convolution, relu=True)
@@ -150,7 +159,8 @@ class _Lowering:
             pending = self.open(mine)
             if pending is None or pending.other is not None or not isinstance(other, Value):
                 continue
-            if self.graph.nodes[other.node].shapes[other.output] == node.shapes[0]:
+            same = node.shapes[0] == pending.node.shapes[0]
+            if same and self.graph.nodes[other.node].shapes[other.output] == node.shapes[0]:
                 pending.other = self.settled(other)
                 return pending
         return None
@@ -161,16 +171,13 @@ class _Lowering:
         shape = map_shape(pending.node)
         assert shape is not None
         reach = axes_of(layer.weight.shape[2:], layer.stride, layer.padding, layer.dilation)
-        inner = layer.weight[0].numel()
-        work = 2.0 * inner * math.prod(shape)
-        if layer.takes_winograd(self.backend):
-            work *= winograd.SHARE
+        tile = Layer(layer.on_tiles(), self.backend)
+        work = 2.0 * layer.inner * math.prod(shape) * (winograd.SHARE if tile.winograd else 1.0)
         inputs = (pending.source,) if pending.other is None else (pending.source, pending.other)
         step = Step(
-            "convolution", inputs, Layer(layer, self.backend),
-            Layer(layer, self.backend, padded=True),
+            "convolution", inputs, _counted(Layer(layer, self.backend)), tile,
             (reach, POINT)[: len(inputs)], shape=shape,
-            work=work, inner=inner, elements=math.prod(shape),
+            work=work, elements=math.prod(shape),
         )  # fmt: skip
         return self.add(step)
 
@@ -211,7 +218,7 @@ class _Lowering:
         values = list(dict.fromkeys(node.inputs()))
         inputs = tuple(self.settled(value) for value in values)
         dtype = self.kind_of(k, node)
-        call = RELAXED.get(node.name, node.op)
+        call = RELAXED.get(node.op, node.op)
 
         def converted(leaf: Any) -> Any:
             floating = isinstance(leaf, Tensor) and leaf.is_floating_point()
@@ -267,21 +274,3 @@ def _always(value: Tensor) -> Callable[..., Tensor]:
 def _counted(run: Callable[..., Tensor]) -> Callable[..., Tensor]:
     """Take the number of images, which the operation does not need."""
     return lambda count, *maps: run(*maps)
-
-
-class Layer:
-    """A convolution as a step's function; its weights are laid out once the plan is known."""
-
-    def __init__(self, convolution: Convolution, backend: str, padded: bool = False) -> None:
-        self.convolution, self.backend, self.padded = convolution, backend, padded
-        self.prepared = False
-
-    def __call__(self, *arguments: Any) -> Tensor:
-        """Convolve tiles, or whole maps after their number."""
-        maps = arguments if self.padded else arguments[1:]
-        return self.convolution(*maps, padded=self.padded)
-
-    def prepare(self, shape: tuple[int, ...]) -> None:
-        """Lay the weights out for inputs of `shape`."""
-        self.convolution = self.convolution.prepared(shape, self.padded, self.backend)
-        self.prepared = True

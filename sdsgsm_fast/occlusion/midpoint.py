@@ -103,7 +103,6 @@ def _estimates(
         logits, leaf = classifier.trace(halved, search=True)
         grad = classifier.gradient(losses.score(score, logits, classes), leaf)
     moved = (losses.exact(grad) * away).sum(1)
-    bottom = (windows.rows - 1) * windows.stride[0] + windows.patch[0] - windows.height
-    right = (windows.cols - 1) * windows.stride[1] + windows.patch[1] - windows.width
+    bottom, right = windows.overhang
     whole = F.pad(moved, (0, right, 0, bottom))[:, None]
     return F.avg_pool2d(whole, windows.patch, windows.stride, divisor_override=1)[:, 0]

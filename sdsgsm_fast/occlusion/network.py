@@ -47,8 +47,6 @@ class Step:
         (C, H, W) of an image's map; None for other results.
     work
         Floating-point operations an image; fewer where they take less time than their number.
-    inner
-        Products that go into an output of a convolution; 0 for anything else.
     elements
         Values of the result an image.
     constant
@@ -63,7 +61,6 @@ class Step:
     pad: float = 0.0
     shape: Shape | None = None
     work: float = 0.0
-    inner: int = 0
     elements: int = 0
     constant: Tensor | None = None
 
@@ -92,20 +89,23 @@ class Network:
             return self._run(inputs, wanted)
 
     def _run(self, inputs: Tensor, wanted: set[int]) -> dict[int, Any]:
-        last = last_readers([step.inputs for step in self.steps])
+        dying = self.dying(wanted)
         found: dict[int, Any] = {0: channels_last(inputs.to(self.dtype))}
         for k, step in enumerate(self.steps[: max(wanted) + 1]):
             if k:
                 found[k] = step.run(len(inputs), *(found[i] for i in step.inputs))
-            for i in {*step.inputs, k}:
-                if last.get(i, i) <= k and i not in wanted:
-                    del found[i]
+            for i in dying[k]:
+                del found[i]
         return found
 
-
-def last_readers(inputs: list[tuple[int, ...]]) -> dict[int, int]:
-    """The last step that reads each step's result."""
-    return {i: k for k, sources in enumerate(inputs) for i in sources}
+    def dying(self, kept: set[int]) -> list[list[int]]:
+        """For each step the results that nobody reads after it, but for those to be kept."""
+        last = {i: k for k, step in enumerate(self.steps) for i in step.inputs}
+        dead: list[list[int]] = [[] for _ in self.steps]
+        for i in range(len(self.steps)):
+            if i not in kept:
+                dead[last.get(i, i)].append(i)
+        return dead
 
 
 def channels_last(x: Tensor) -> Tensor:

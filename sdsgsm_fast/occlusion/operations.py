@@ -14,7 +14,7 @@ from torch.utils._pytree import tree_iter, tree_map
 from .convolution import BatchNorm, Convolution
 from .network import POINT, Axes, Shape, map_shape
 from .reach import Reach
-from .trace import Node, Value
+from .trace import Node, PerImage, Value
 
 aten = torch.ops.aten
 
@@ -37,9 +37,9 @@ LAYOUT = frozenset(
 )
 PRODUCTS = frozenset(("addmm", "mm", "bmm", "baddbmm", "convolution"))
 ATTENTION = frozenset(("bmm", "baddbmm", "_softmax", "_safe_softmax"))
-RELAXED: dict[str, Any] = {  # results need not be views: layouts are ours
-    "view": aten.reshape.default,
-    "_unsafe_view": aten.reshape.default,
+RELAXED: dict[Any, Any] = {  # results need not be views: layouts are ours
+    aten.view.default: aten.reshape.default,
+    aten._unsafe_view.default: aten.reshape.default,
 }
 
 ShapeOf = Callable[[Value], Shape | None]
@@ -76,7 +76,7 @@ class Known:
 
 def known(node: Node, output: int, shape_of: ShapeOf) -> Known | None:
     """What is known of one output of a node; None where it takes whole maps."""
-    if map_shape(node, output) is None:
+    if map_shape(node, output) is None or any(isinstance(n, PerImage) for n in node.leaves()):
         return None
     if node.name in ("split", "split_with_sizes"):
         return _split(node, output, shape_of)
@@ -272,7 +272,7 @@ def _slice(node: Node, shape_of: ShapeOf) -> Known | None:
     if shape is None or a["dim"] not in (1, 2, 3):
         return None
     start, step, dim = a["start"] or 0, a["step"], a["dim"]
-    start = start + shape[dim - 1] if start < 0 else start
+    start = max(0, start + shape[dim - 1]) if start < 0 else start
 
     def run(x: Tensor) -> Tensor:
         part: Tensor = node.op(x, *node.args[1:])

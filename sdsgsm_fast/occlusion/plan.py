@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from ..windows import Windows
-from .convolution import is_product
-from .network import Network, Step, last_readers
+from .layer import Layer
+from .network import Network, Step
 from .reach import Span
 
 SHARES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
@@ -124,20 +124,19 @@ class Plan:
     def elements(self) -> int:
         """Most values that are held at once for one window."""
         steps = self.network.steps
-        last = last_readers([step.inputs for step in steps])
+        dying = self.network.dying({self.network.output})
         held: dict[int, int] = {}
         most = 0
-        for k, (step, action) in enumerate(zip(steps, self.actions, strict=True)):
+        for k, action in enumerate(self.actions):
             pasted = sum(
                 math.prod(cut.size) * _channels(steps[cut.source])
                 for cut in action.cuts
                 if cut is not None
             )
             held[k] = self._result(k)
-            most = max(most, sum(held.values()) + pasted + self._unfolded(k))
-            for i in {*step.inputs, k}:
-                if last.get(i, i) <= k and i != self.network.output:
-                    held.pop(i, None)
+            most = max(most, sum(held.values()) + pasted + self._scratch(k))
+            for i in dying[k]:
+                held.pop(i, None)
         return most
 
     def _size(self, k: int) -> tuple[int, int]:
@@ -146,13 +145,10 @@ class Plan:
         assert shape is not None
         return crop.size if crop is not None else (shape[1], shape[2])
 
-    def _unfolded(self, k: int) -> int:
-        """Values of a convolution's inputs laid out for a matrix product."""
-        inner = self.network.steps[k].inner
-        if not inner:
-            return 0
-        pixels = math.prod(self._size(k))
-        return inner * pixels if is_product(inner, pixels) else 0
+    def _scratch(self, k: int) -> int:
+        """Values that a convolution holds besides its inputs and outputs."""
+        layer = self.network.steps[k].tile
+        return layer.scratch(*self._size(k)) if isinstance(layer, Layer) else 0
 
     def _result(self, k: int) -> int:
         step = self.network.steps[k]

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .. import checks
+from .. import checks, ops
 from ..classifier import Classifier
 from ..numerics import compute_dtype
 from ..windows import Windows
@@ -71,13 +71,13 @@ class Replay:
         max_memory: int | None,
     ) -> None:
         self.classifier, self.images, self.windows = classifier, images, windows
-        self.max_memory = max_memory
+        self.fill, self.max_memory = fill, max_memory
         self.network = lower(graph, dtype, images.device, backend)
         price = FLOPS_PER_BYTE.get(images.device.type, FLOPS_PER_BYTE["cpu"])
         plans = self._plans(Planner(self.network, windows, price), method)
         self.sources = set().union(*(plan.sources for plan in plans))
         self.group = self._group()
-        self.parts = [self._part(plan, self._fill(fill), backend) for plan in plans]
+        self.parts = [self._part(plan, self._fill(), backend) for plan in plans]
 
     @property
     def incremental(self) -> bool:
@@ -118,19 +118,33 @@ class Replay:
         )
         rows[list(plan.rows)] = torch.arange(len(plan.rows), dtype=torch.int32)
         cols[list(plan.cols)] = torch.arange(len(plan.cols), dtype=torch.int32)
-        runner = Runner(plan, fill, self.windows.patch, chunk, backend)
+        runner = Runner(plan, fill, self.windows.patch, backend)
         device = self.images.device
         return _Part(runner, rows.to(device), cols.to(device), chunk)
 
-    def agrees(self, clean: Tensor) -> bool:
-        """Whether the replay gives the model's own logits for the first clean image.
+    def agrees(self) -> bool:
+        """Whether the replay gives the model's own logits for an image of noise.
 
-        This pass is not counted.
+        One window of it is zeroed out, at the bottom and half-way along. The passes that this takes
+        are not counted.
         """
-        few = clean[:1]
-        found = self.clean_logits(self.images[: len(few)]).to(clean.dtype)
-        share = min(AGREEMENT * torch.finfo(few.dtype).eps, 0.1)
-        return bool(((found - few).abs() <= share * few.abs().amax().clamp(min=1)).all())
+        forwards, images = self.classifier.forwards, self.images
+        window = (self.windows.rows - 1) * self.windows.cols + self.windows.cols // 2
+        noise = _noise_like(images)
+        zeroed = ops.occlude(
+            noise, window, 1, patch=self.windows.patch, stride=self.windows.stride, fill=self.fill
+        )
+        try:
+            self.images = noise
+            pair = torch.tensor([window], device=noise.device)
+            found = torch.cat([logits for _, logits in self.logits(pair)])
+        finally:
+            self.images = images
+        expected = self.classifier.logits(zeroed)
+        self.classifier.forwards = forwards
+        share = min(AGREEMENT * torch.finfo(expected.dtype).eps, 0.1)
+        off = (found.to(expected.dtype) - expected).abs()
+        return bool((off <= share * expected.abs().amax().clamp(min=1)).all())
 
     def clean_logits(self, images: Tensor) -> Tensor:
         """Logits (B, K) of whole images."""
@@ -200,11 +214,11 @@ class Replay:
         found = self.network.run(self.classifier.inputs(images), self.sources - constants.keys())
         return {**constants, **found}
 
-    def _fill(self, fill: checks.PerChannel) -> Tensor:
+    def _fill(self) -> Tensor:
         """The fill as the model takes it, (C,): a pixel's value, normalised."""
         channels = self.images.shape[1]
         value = torch.tensor(
-            checks.per_channel("fill", fill, channels),
+            checks.per_channel("fill", self.fill, channels),
             dtype=compute_dtype(self.images), device=self.images.device,
         )  # fmt: skip
         pixel = value.to(self.images.dtype)[None, :, None, None]
@@ -219,8 +233,9 @@ class Replay:
     def _room(self) -> int:
         """Bytes for clean maps: half of what may be taken."""
         budget = self._budget()
-        most = budget or 0 if self.images.is_cuda else CPU_CLEAN_BYTES
-        return most if budget is None else min(most, budget // 2)
+        if budget is None:
+            return CPU_CLEAN_BYTES
+        return budget // 2 if self.images.is_cuda else min(CPU_CLEAN_BYTES, budget // 2)
 
     def _group(self) -> int:
         """Images whose clean maps are held at once."""
@@ -252,6 +267,16 @@ class _Part:
     rows: Tensor
     cols: Tensor
     chunk: int
+
+
+def _noise_like(images: Tensor) -> Tensor:
+    """One image of noise over the images' range, always the same."""
+    kind = compute_dtype(images)
+    low, high = images.to(kind).aminmax()
+    draw = torch.Generator(images.device).manual_seed(0)
+    noise = torch.rand((1, *images.shape[1:]), generator=draw, dtype=kind, device=images.device)
+    spread = torch.where(high > low, high - low, 1.0)
+    return (low + spread * noise).to(images.dtype)
 
 
 def _obstacle(network: Network) -> str:

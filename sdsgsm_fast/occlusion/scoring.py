@@ -87,13 +87,8 @@ class Scorer:
         self.ways: dict[bool, Replay | Passes] = {}
         try:
             self.graph = trace(classifier, images)
-            strict = self._replay(self.graph, reduced=False)
-            if not strict.agrees(clean):
-                raise TraceError("the replayed logits are not the model's")
-            if not strict.incremental and self.graph.has(ATTENTION):
-                raise TraceError("attention: PyTorch's own is faster than its parts")
-            self.ways[False] = strict
-        except TraceError as error:
+            self.ways[False] = self._checked(self.graph)
+        except Exception as error:  # whatever it stumbles over, the model itself runs
             self.graph = None
             if method == "incremental":
                 raise ValueError(f"method: 'incremental' cannot run this model: {error}") from error
@@ -167,6 +162,15 @@ class Scorer:
                 backend=self.backend, max_memory=self.max_memory,
             )  # fmt: skip
         return self.ways[reduced]
+
+    def _checked(self, graph: Graph) -> Replay:
+        """The replay in the model's own precision, if it is right and pays."""
+        strict = self._replay(graph, reduced=False)
+        if not strict.incremental and graph.has(ATTENTION):
+            raise TraceError("attention: PyTorch's own is faster than its parts")
+        if not strict.agrees():
+            raise TraceError("the replayed logits are not the model's")
+        return strict
 
     def _replay(self, graph: Graph, *, reduced: bool) -> Replay:
         return Replay(

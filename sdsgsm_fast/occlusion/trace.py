@@ -8,13 +8,16 @@ A trace costs a few hundredths of a second and neither computes nor allocates.
 
 from __future__ import annotations
 
+import threading
+from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_iter, tree_map, tree_unflatten
 
@@ -23,7 +26,12 @@ from ..classifier import Classifier
 BATCHES = (7, 11)
 """Sizes of the two batches: not 1, which broadcasts, and with no quotient or share in common."""
 
+_TRACING = threading.Lock()  # the stance of torch.compile is one for all threads
+
 BOUND_TO_A_LAYOUT = ("as_strided", "_reshape_alias", "set_", "resize_")
+
+
+NOT_HOLDERS = (type, ModuleType, FunctionType, BuiltinFunctionType, Tensor, torch.dtype)
 
 
 class TraceError(Exception):
@@ -69,8 +77,11 @@ class Node:
 
     @property
     def name(self) -> str:
-        """The operation's short name, as "convolution"."""
-        return "input" if self.op is None else self.op.overloadpacket.__name__
+        """The operation's short name, as "convolution"; of another library's, with its own."""
+        if self.op is None:
+            return "input"
+        short: str = self.op.overloadpacket.__name__
+        return short if self.op.namespace == "aten" else f"{self.op.namespace}::{short}"
 
     @property
     def arguments(self) -> dict[str, Any]:
@@ -90,7 +101,11 @@ class Node:
 
     def inputs(self) -> list[Value]:
         """The results that it reads."""
-        return [leaf for leaf in tree_iter((self.args, self.kwargs)) if isinstance(leaf, Value)]
+        return [leaf for leaf in self.leaves() if isinstance(leaf, Value)]
+
+    def leaves(self) -> list[Any]:
+        """Its arguments, those in lists one by one."""
+        return list(tree_iter((self.args, self.kwargs)))
 
 
 @dataclass(frozen=True)
@@ -122,7 +137,7 @@ def trace(classifier: Classifier, images: Tensor) -> Graph:
         operation without a meta kernel, or does something else for another batch size.
     """
     # Under inference mode composite operations would be recorded whole, by other names.
-    with torch.inference_mode(False):
+    with _TRACING, torch.inference_mode(False):
         first, second = (_record(classifier, images, batch) for batch in BATCHES)
     graph = _unify(first, second)
     for node in graph.nodes:
@@ -137,7 +152,7 @@ def _record(classifier: Classifier, images: Tensor, batch: int) -> Graph:
     recorder = _Recorder(inputs, images.device)
     try:
         with (
-            _attributes_kept(classifier.module),
+            _attributes_kept(classifier.model),
             torch.compiler.set_stance("force_eager"),
             torch.autocast(images.device.type, enabled=False),
             torch.no_grad(),
@@ -152,23 +167,56 @@ def _record(classifier: Classifier, images: Tensor, batch: int) -> Graph:
             f"{recorder.last}: the model cannot run without data ({type(error).__name__}: {text})"
         ) from error
     logits = output if isinstance(output, Tensor) else getattr(output, "logits", None)
-    value = recorder.value_of(logits) if isinstance(logits, Tensor) else None
-    if value is None:
+    recorder.last = "output"
+    if not isinstance(logits, Tensor) or not recorder.made(logits):
         raise TraceError("output: the logits do not depend on the images")
-    return _alive(Graph(recorder.nodes, value))
+    return _alive(Graph(recorder.nodes, recorder.value_of(logits)))
 
 
 @contextmanager
-def _attributes_kept(module: nn.Module | None) -> Iterator[None]:
-    """Undo the attributes that a forward pass sets, lest tensors without data stay there."""
-    kept = [(vars(m), dict(vars(m))) for m in (module or nn.Module()).modules()]
+def _attributes_kept(model: Any) -> Iterator[None]:
+    """Undo what a forward pass keeps on its objects, lest tensors without data stay there."""
+    kept = [(holder, holder.copy()) for holder in _holders(model)]
     try:
         yield
     finally:
-        for present, before in kept:
-            if present.keys() != before.keys() or any(present[k] is not before[k] for k in before):
-                present.clear()
-                present.update(before)
+        for holder, before in kept:
+            if _contents(holder) != _contents(before):
+                holder.clear()
+                (holder.update if isinstance(holder, (dict, set)) else holder.extend)(before)
+
+
+def _contents(holder: Any) -> Any:
+    """Which objects a dict, list or set holds."""
+    if isinstance(holder, dict):
+        return [(id(key), id(value)) for key, value in holder.items()]
+    ids = [id(value) for value in holder]
+    return sorted(ids) if isinstance(holder, set) else ids
+
+
+def _holders(model: Any) -> list[Any]:
+    """The attributes of a model and of all objects in it, and their dicts, lists and sets."""
+    found: dict[int, Any] = {}
+    waiting = [model]
+    while waiting:
+        value = waiting.pop()
+        if isinstance(value, (dict, list, set, deque)):
+            holder = value
+        elif isinstance(value, MethodType):
+            waiting.append(value.__self__)
+            continue
+        elif isinstance(value, tuple):
+            waiting.extend(value)
+            continue
+        elif isinstance(value, NOT_HOLDERS) or not hasattr(value, "__dict__"):
+            continue
+        else:
+            holder = vars(value)
+        if id(holder) in found:
+            continue
+        found[id(holder)] = holder
+        waiting.extend(holder.values() if isinstance(holder, dict) else holder)
+    return list(found.values())
 
 
 class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -188,9 +236,23 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._sharing: dict[int, list[int]] = {_storage(inputs): [id(inputs)]}
         self._stale: set[int] = set()
 
-    def value_of(self, tensor: Tensor) -> Value | None:
-        """The operation that made `tensor`; None if it is none of the recorded."""
-        return self._values.get(id(tensor))
+    def made(self, tensor: Tensor) -> bool:
+        """Whether a recorded operation made `tensor`."""
+        return id(tensor) in self._values
+
+    def value_of(self, tensor: Tensor) -> Value:
+        """The operation that made `tensor`.
+
+        Raises
+        ------
+        TraceError
+            If it is none of the recorded, or another has written over it through a view.
+        """
+        if id(tensor) in self._stale:
+            raise TraceError(f"{self.last}: reads a view of what was overwritten in place")
+        if not self.made(tensor):
+            raise TraceError(f"{self.last}: takes a tensor without data of unknown origin")
+        return self._values[id(tensor)]
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
@@ -218,14 +280,7 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         """How an argument is written down."""
         if isinstance(leaf, torch.device):
             return self.device
-        if not isinstance(leaf, Tensor) or not leaf.is_meta:
-            return leaf
-        if id(leaf) in self._stale:
-            raise TraceError(f"{self.last}: reads a view of what was overwritten in place")
-        value = self._values.get(id(leaf))
-        if value is None:
-            raise TraceError(f"{self.last}: takes a tensor without data of unknown origin")
-        return value
+        return self.value_of(leaf) if isinstance(leaf, Tensor) and leaf.is_meta else leaf
 
     def _twin(self, leaf: Any) -> Any:
         """Stand in for a real tensor; the same one each time."""
