@@ -70,6 +70,12 @@ PYBIND11_MODULE(_native_cpu, m) {
     py::gil_scoped_release released;
     chosen->winograd(call, threads);
   });
+  m.def("winograd_pack", [](uintptr_t weight, uintptr_t out, int64_t outputs, int64_t channels,
+                            int threads) {
+    const WinogradPackCall call{at<const float>(weight), at<float>(out), outputs, channels};
+    py::gil_scoped_release released;
+    chosen->winograd_pack(call, threads);
+  });
   m.def("isas", isas, "Instruction sets that this machine can run, the best last.");
   m.def("isa", [] { return std::string(chosen->isa); }, "The instruction set in use.");
   m.def("use_isa", use_isa, "Choose one of isas(), for tests and benchmarks.");

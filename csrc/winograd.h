@@ -19,4 +19,11 @@ struct WinogradCall {
   bool relu;
 };
 
+// The transformed weights that such a call takes.
+struct WinogradPackCall {
+  const float* weight;  // (outputs, channels, 3, 3)
+  float* out;           // (panels, 16, channels, kPanel)
+  int64_t outputs, channels;
+};
+
 }  // namespace sdsgsm

@@ -111,6 +111,17 @@ def test_any_layout_is_taken() -> None:
     assert torch.equal(found, expected)
 
 
+@pytest.mark.parametrize("outputs", [1, 64, 65, 130])
+def test_weights_are_transformed(isa: str, outputs: int) -> None:
+    weight = torch.randn(outputs, 5, 3, 3)
+    g = torch.tensor([[1, 0, 0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0, 0, 1]]).double()
+    expected = torch.einsum("ai,kcij,bj->kcab", g, weight.double(), g).flatten(2)
+    packed = winograd.pack(weight.contiguous(memory_format=torch.channels_last))
+    found = packed.permute(0, 3, 2, 1).flatten(0, 1)
+    assert torch.equal(found[:outputs], expected.float())
+    assert torch.all(found[outputs:] == 0)
+
+
 def test_sizes_that_suit() -> None:
     assert winograd.suits(2, 2)
     assert winograd.suits(5, 5)

@@ -17,6 +17,6 @@ constexpr int kLanes = 16, kRows = 6, kVecs = 4;  // winograd.inl: 24 of 32 regi
 #include "winograd.inl"
 }  // namespace
 
-extern const Kernels avx512{"avx512", update, occlude, window_mean, paste, winograd};
+extern const Kernels avx512{"avx512", update, occlude, window_mean, paste, winograd, winograd_pack};
 }  // namespace sdsgsm::cpu
 #endif

@@ -14,6 +14,7 @@ struct Kernels {
   void (*window_mean)(const WindowMeanCall&, int threads);
   void (*paste)(const PasteCall&, int threads);
   void (*winograd)(const WinogradCall&, int threads);
+  void (*winograd_pack)(const WinogradPackCall&, int threads);
 };
 
 extern const Kernels baseline;

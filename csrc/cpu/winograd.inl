@@ -5,8 +5,8 @@
 // The file that includes this one defines kLanes, the floats of a vector, and kRows and kVecs: the
 // sums of kRows tiles by kVecs vectors of outputs fit the registers.
 
-constexpr int64_t kTiles = 48;         // of a block, a multiple of kRows
-constexpr int64_t kCached = 400000;    // floats of a block's transformed inputs
+constexpr int64_t kTiles = 96;         // of a block, a multiple of kRows
+constexpr int64_t kCached = 2000000;   // floats of a block's transformed inputs
 constexpr int64_t kApart = 16;         // floats between planes and rows: else they share cache sets
 
 typedef float Vec __attribute__((vector_size(4 * kLanes), aligned(4), may_alias));
@@ -202,4 +202,40 @@ class Winograd {
 
 void winograd(const WinogradCall& call, int threads) {
   if (call.batch > 0 && call.outputs > 0) Winograd(call, threads).run();
+}
+
+// G times a column (a, b, c) of each kernel of a panel, to rows 0, step, 2·step and 3·step.
+void half_pack(const double* a, const double* b, const double* c, double (*to)[kPanel], int step) {
+  for (int64_t k = 0; k < kPanel; ++k) {
+    to[0][k] = a[k];
+    to[step][k] = (a[k] + b[k] + c[k]) / 2;
+    to[2 * step][k] = (a[k] - b[k] + c[k]) / 2;
+    to[3 * step][k] = c[k];
+  }
+}
+
+// G·g·Gᵀ of each kernel, in double.
+void winograd_pack(const WinogradPackCall& call, int threads) {
+  const int64_t panels = (call.outputs + kPanel - 1) / kPanel;
+  const int64_t values = panels * call.channels * 16 * kPanel;
+  parallel_for(workers(threads, panels, values), panels, [&](int64_t panel) {
+    const int64_t first = panel * kPanel, left = call.outputs - first;
+    const int64_t width = left < kPanel ? left : kPanel;
+    for (int64_t c = 0; c < call.channels; ++c) {
+      double g[9][kPanel] = {};
+      for (int64_t k = 0; k < width; ++k) {
+        const float* kernel = call.weight + ((first + k) * call.channels + c) * 9;
+        for (int i = 0; i < 9; ++i) g[i][k] = kernel[i];
+      }
+      double t[12][kPanel];  // G·g, 4×3
+      for (int j = 0; j < 3; ++j) half_pack(g[j], g[3 + j], g[6 + j], t + j, 3);
+      for (int i = 0; i < 4; ++i) {
+        double row[4][kPanel];
+        half_pack(t[3 * i], t[3 * i + 1], t[3 * i + 2], row, 1);
+        float* out = call.out + ((panel * 16 + 4 * i) * call.channels + c) * kPanel;
+        for (int j = 0; j < 4; ++j, out += call.channels * kPanel)
+          for (int64_t k = 0; k < kPanel; ++k) out[k] = float(row[j][k]);
+      }
+    }
+  });
 }

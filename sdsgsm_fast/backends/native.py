@@ -214,3 +214,10 @@ def winograd(
         *(x.data_ptr(), weight.data_ptr(), _address(bias), _address(other), out.data_ptr()),
         *(sizes, relu, torch.get_num_threads()),
     )
+
+
+def winograd_pack(out: Tensor, weight: Tensor) -> None:
+    """Weights (K, C, 3, 3), float32 and contiguous, as `winograd` takes them."""
+    _module("cpu").winograd_pack(
+        weight.data_ptr(), out.data_ptr(), *weight.shape[:2], torch.get_num_threads()
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import copy
 from functools import cache
 from typing import Any
 
@@ -32,6 +33,12 @@ class Layer:
         self.convolution = convolution
         self.winograd = takes_winograd(convolution, backend)
         self._weights: dict[Any, Tensor] = {}
+
+    def on_tiles(self) -> Layer:
+        """The same for inputs that hold their border; weights are laid out once for both."""
+        twin = copy(self)
+        twin.convolution = self.convolution.on_tiles()
+        return twin
 
     def form(self, height: int, width: int) -> str:
         """How outputs of a size are computed: "winograd", "product", "fused" or "plain"."""
@@ -93,7 +100,7 @@ class Layer:
     def _fused(self, x: Tensor, other: Tensor | None) -> Tensor:
         """One call of oneDNN, whose layout of the weights goes by the size of the input."""
         c = self.convolution
-        packed = self._laid_out(x.shape[2:], lambda: _packed(c, x.shape))
+        packed = self._laid_out((c.padding, x.shape[2:]), lambda: _packed(c, x.shape))
         return _onednn(x, packed, c, other)
 
 

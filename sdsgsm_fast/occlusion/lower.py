@@ -171,11 +171,11 @@ class _Lowering:
         shape = map_shape(pending.node)
         assert shape is not None
         reach = axes_of(layer.weight.shape[2:], layer.stride, layer.padding, layer.dilation)
-        tile = Layer(layer.on_tiles(), self.backend)
-        work = 2.0 * layer.inner * math.prod(shape) * (winograd.SHARE if tile.winograd else 1.0)
+        whole = Layer(layer, self.backend)
+        work = 2.0 * layer.inner * math.prod(shape) * (winograd.SHARE if whole.winograd else 1.0)
         inputs = (pending.source,) if pending.other is None else (pending.source, pending.other)
         step = Step(
-            "convolution", inputs, _counted(Layer(layer, self.backend)), tile,
+            "convolution", inputs, _counted(whole), whole.on_tiles(),
             (reach, POINT)[: len(inputs)], shape=shape,
             work=work, elements=math.prod(shape),
         )  # fmt: skip

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ..backends import native
 
 PANEL = 64  # outputs, kPanel of csrc/winograd.h
 SHARE = 0.55  # of the time that a direct convolution takes; measured 0.45 to 0.65
-
-_G = torch.tensor([[1.0, 0.0, 0.0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0.0, 0.0, 1.0]])
 
 
 def pack(weight: Tensor) -> Tensor:
@@ -20,7 +17,7 @@ def pack(weight: Tensor) -> Tensor:
     Parameters
     ----------
     weight
-        (K, C, 3, 3).
+        (K, C, 3, 3) float32 on the CPU.
 
     Returns
     -------
@@ -28,10 +25,9 @@ def pack(weight: Tensor) -> Tensor:
         (⌈K/64⌉, 16, C, 64) float32; outputs beyond K are zero.
     """
     outputs, channels = weight.shape[:2]
-    g = _G.double()
-    parts = torch.einsum("ai,kcij,bj->abck", g, weight.double(), g)
-    parts = F.pad(parts.reshape(16, channels, outputs), (0, -outputs % PANEL))
-    return parts.view(16, channels, -1, PANEL).permute(2, 0, 1, 3).float().contiguous()
+    packed = torch.empty(-(-outputs // PANEL), 16, channels, PANEL)
+    native.winograd_pack(packed, weight.contiguous())
+    return packed
 
 
 def suits(height: int, width: int) -> bool:
