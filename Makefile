@@ -1,6 +1,6 @@
 # make demo   attack the embedded classifier: table, JSON and figure in ./sdsgsm-demo
 # make test   ruff, mypy and every test
-# make bench  the benchmarks of kernels and occlusion on this machine, twenty-five minutes
+# make bench  the benchmarks of kernels and occlusion on this machine, half an hour
 # All start from a fresh clone: they make .venv, install the pinned versions and build the kernels.
 
 ifneq ($(words $(MAKEFILE_LIST)),1)

@@ -134,7 +134,8 @@ class Attack:
         The model's normalisation, applied inside; one value, or one a channel; None for none.
     precision
         "float32": the model's own precision. "bfloat16": search under bfloat16 autocast, success
-        judged in the model's own precision. "auto" is "float32" in this version.
+        judged in the model's own precision. "auto" is "float32" but for an `Occlusion` domain,
+        which it searches in bfloat16 where the device gains from that.
     backend
         "auto", "reference", "native" or "triton".
     max_memory
