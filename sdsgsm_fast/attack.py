@@ -1,9 +1,11 @@
-"""The attack loop: METHOD.md, sections 2 to 4. It knows no backend; domains are domains.py's."""
+"""The attack: its settings, one look at the clean images, the loop over them, and the result."""
 
 from __future__ import annotations
 
 import math
 import secrets
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TypedDict
 
@@ -12,11 +14,11 @@ from torch import Tensor
 
 from . import checks, losses, ops
 from .classifier import Classifier, Model
-from .domains import Clean, Domain, Gradient, Occlusion, measure
-from .noise import uniform_noise
-from .numerics import Setting, allocation, column, compute_dtype
+from .domains import Clean, Domain, Gradient, Measured, Occlusion, measure
+from .loop import Batch, Flags, Ints, Loop
+from .numerics import Setting, compute_dtype
 from .progress import Progress, reporter
-from .result import AttackResult, Judge, Passes, fooled
+from .result import AttackResult, Judge, Passes
 
 
 class Settings(TypedDict, total=False):
@@ -41,53 +43,28 @@ class Settings(TypedDict, total=False):
     precision: str
     backend: str
     max_memory: int | None
+    batch_size: int | None
     seed: int | None
     progress: bool | Progress
 
 
-@dataclass
-class _Alive:
-    """The images that are still attacked: `rows` are their places in the batch."""
+CPU_SLOTS = 64
+CUDA_SLOTS = 4096  # not measured
 
-    rows: Tensor
-    images: Tensor
-    adv: Tensor
-    labels: Tensor
-    target: Tensor | None
-    domain: Tensor | None
-    eps: Setting
-    alpha: Setting
-    background: Setting
-    momentum: Tensor | None = None
-
-    def keep(self, mask: Tensor) -> _Alive:
-        """Return the images where `mask` (n,) is true."""
-        chosen = {
-            name: value[mask] for name, value in vars(self).items() if isinstance(value, Tensor)
-        }
-        return replace(self, **chosen)
+Item = Sequence[Tensor]
+"""Images and labels, and the classes to reach of a targeted attack."""
 
 
 @dataclass
-class _Tally:
-    """What the loop has found out about every image of the batch."""
+class _Prepared:
+    """A batch ready for the loop, and what its result needs besides."""
 
-    adv: Tensor
-    success: Tensor
-    updates: Tensor
-    forward: Tensor
-    backward: Tensor
-
-    @classmethod
-    def of(cls, images: Tensor) -> _Tally:
-        """Nothing has been found out yet."""
-        none = torch.zeros(len(images), dtype=torch.int64, device=images.device)
-        return cls(images.clone(), none.bool(), none.clone(), none.clone(), none.clone())
-
-    def finish(self, alive: _Alive, verdict: Tensor) -> None:
-        """Record the present iterate of every image and whether it fools the model."""
-        self.adv[alive.rows] = alive.adv
-        self.success[alive.rows] = verdict
+    batch: Batch
+    given: Tensor
+    skipped: Tensor
+    places: Tensor
+    measured: Measured
+    judge: Judge
 
 
 class Attack:
@@ -141,6 +118,9 @@ class Attack:
     max_memory
         Bytes of scratch space that occlusion stays within, approximately; None for no limit but
         the device's.
+    batch_size
+        Images that are attacked at once; one that is done makes room for the next. None for what
+        suits the device: 64 on a CPU.
     seed
         Seed of the random starts; None draws one from the operating system for each run.
     progress
@@ -180,6 +160,7 @@ class Attack:
         precision: str = "auto",
         backend: str = "auto",
         max_memory: int | None = None,
+        batch_size: int | None = None,
         seed: int | None = None,
         progress: bool | Progress = False,
     ) -> None:
@@ -200,6 +181,7 @@ class Attack:
         self.bounds = checks.pixel_bounds(bounds)
         self.backend = backend
         self.max_memory = max_memory
+        self.batch_size = batch_size
         self.seed = seed
         self.progress = reporter(progress)
         self._check_settings()
@@ -241,130 +223,178 @@ class Attack:
             depend on the images, or a gradient is not finite.
         """
         self._check_batch(images, labels, target, index)
-        # An inference tensor cannot take part in a graph; a copy of it can.
-        with torch.inference_mode(False), torch.no_grad():
-            given = images.clone() if images.is_inference() else images.detach()
-            exact = given.to(compute_dtype(given)).as_subclass(Tensor)
-            labels = labels.clone().long().as_subclass(Tensor)
-            target = None if target is None else target.clone().long().as_subclass(Tensor)
-            judge = Judge(self.classifier, labels, target)
-            if not len(images):
-                return self._empty(given, judge)
-            with self.classifier.frozen():
-                result = self._attack(exact, labels, target, index, judge)
-            return result if given.dtype == exact.dtype else _narrowed(result, given)
+        places = torch.arange(len(images)) if index is None else index
+        with self._working():
+            prepared = self._prepare(images, labels, target, places)
+            loop = self._loop(images)
+            loop.add(prepared.batch)
+            self._report(len(images) - prepared.batch.left, len(images))
+            while loop.busy:
+                loop.step()
+                self._report(len(images) - prepared.batch.left, len(images))
+            return self._result(prepared)
 
-    def _attack(
-        self,
-        images: Tensor,
-        labels: Tensor,
-        target: Tensor | None,
-        index: Tensor | None,
-        judge: Judge,
-    ) -> AttackResult:
-        """Attack images of the compute dtype."""
-        rows = torch.arange(len(images), device=images.device)
+    def stream(
+        self, batches: Iterable[Item], *, device: torch.device | str | None = None
+    ) -> Iterator[AttackResult]:
+        """Attack batch after batch; the next one's images take the slots of those that are done.
+
+        Parameters
+        ----------
+        batches
+            Pairs (images, labels), or (images, labels, target), as `run` takes them; a `DataLoader`
+            for instance. The next is asked for when fewer images wait than there are slots.
+        device
+            Where to move them first; None leaves them where they are.
+
+        Yields
+        ------
+        AttackResult
+            One a batch, as soon as all its images are done; `index` has their places in the
+            stream. Results are those of `run`, whatever the batches.
+
+        Raises
+        ------
+        ValueError, TypeError
+            As `run`; also for a setting that is a tensor, since it belongs to one batch.
+
+        Notes
+        -----
+        Between two results the model is as it was, and its owner may use it, also to train it.
+        """
+        for name in ("eps", "alpha", "background", "domain"):
+            if isinstance(getattr(self, name), Tensor):
+                raise ValueError(f"{name}: a stream takes one setting for all images, not a tensor")
+        return self._stream(iter(batches), device)
+
+    def _stream(
+        self, batches: Iterator[Item], device: torch.device | str | None
+    ) -> Iterator[AttackResult]:
+        loop: Loop | None = None
+        open_: list[_Prepared] = []
+        seen, more = 0, True
+        while more or open_:
+            while more and (loop is None or loop.waiting < loop.slots):
+                item = next(batches, None)  # with the random state and the model as their owner's
+                more = item is not None
+                if item is None:
+                    break
+                images, labels, target = _unpacked(item, device)
+                self._check_batch(images, labels, target, None)
+                places = torch.arange(seen, seen + len(images))
+                seen += len(images)
+                loop = loop or self._loop(images)
+                with self._working():
+                    open_.append(self._prepare(images, labels, target, places))
+                loop.add(open_[-1].batch)
+            with self._working():
+                while loop is not None and loop.busy and all(p.batch.left for p in open_):
+                    loop.step()
+                    self._report(seen - loop.waiting - len(loop.used), seen)
+                    if more and loop.waiting < loop.slots:
+                        break
+                finished = [self._result(p) for p in open_ if not p.batch.left]
+            open_ = [p for p in open_ if p.batch.left]
+            yield from finished
+
+    @contextmanager
+    def _working(self) -> Iterator[None]:
+        """Hold the model; without gradient but where one is asked for."""
+        # An inference tensor cannot take part in a graph; a copy of it can.
+        with torch.inference_mode(False), torch.no_grad(), self.classifier.frozen():
+            yield
+
+    def _report(self, done: int, total: int) -> None:
+        if self.progress and total:
+            self.progress("attack", done, total)
+
+    def _loop(self, images: Tensor) -> Loop:
+        """Slots for images of this kind."""
+        slots = self.batch_size
+        if slots is None:
+            slots = CUDA_SLOTS if images.is_cuda else CPU_SLOTS
+        return Loop(self, slots, secrets.randbits(63) if self.seed is None else self.seed)
+
+    def _prepare(
+        self, images: Tensor, labels: Tensor, target: Tensor | None, places: Tensor
+    ) -> _Prepared:
+        """One look at clean images serves the skipping, the domain and the first step."""
+        given = images.clone() if images.is_inference() else images.detach()
+        exact = given.to(compute_dtype(given)).as_subclass(Tensor)
+        labels = labels.clone().long().as_subclass(Tensor)
+        target = None if target is None else target.clone().long().as_subclass(Tensor)
+        judge = Judge(self.classifier, labels, target)
+        if not len(exact):
+            nothing = Measured(exact.new_empty((0, *exact.shape[2:])))
+            return self._prepared(exact, given, judge, places, nothing, labels == labels, None, 0)
         before = self.classifier.forwards
-        clean = self._evaluate_clean(images, labels, target)
+        clean = self._evaluate_clean(exact, labels, target)
         measured = measure(
             self.domain, clean,
             backend=self.backend, max_memory=self.max_memory, progress=self.progress,
         )  # fmt: skip
-        tally = _Tally.of(images)
         again = 0 if measured.rescored is None else measured.rescored
         common = self.classifier.forwards - before - int(torch.as_tensor(again).sum())
-        tally.forward += math.ceil(common / len(images)) + again
+        forward = math.ceil(common / len(exact)) + again
+        correct = clean.predicted == labels
+        grad = None if self.random_start else clean.grad
+        return self._prepared(exact, given, judge, places, measured, correct, grad, forward)
+
+    def _prepared(
+        self, images: Tensor, given: Tensor, judge: Judge, places: Tensor, measured: Measured,
+        correct: Tensor, grad: Tensor | None, forward: int | Tensor,
+    ) -> _Prepared:  # fmt: skip
+        """Put together what the loop takes."""
+        moves = (torch.as_tensor(self.eps) > 0).to(correct.device)
         by_gradient = isinstance(self.domain, Gradient)
-        tally.backward += int(by_gradient)
-        skipped = clean.predicted != labels
-        everything = _Alive(
-            rows, images, images, labels, target, None if self.domain is None else measured.domain,
-            _on(images, self.eps), _on(images, self.alpha), _on(images, self.background),
+        none = torch.zeros(len(images), dtype=torch.int64)
+        batch = Batch(
+            images, judge.labels, judge.target, None if self.domain is None else measured.domain,
+            _on(images, self.eps), _on(images, self.alpha), _on(images, self.background), grad,
+            places.cpu().long().numpy(), (correct & moves).cpu().numpy(),
+            (none + torch.as_tensor(forward).cpu()).numpy(), (none + by_gradient).numpy(),
+            shared=by_gradient,
         )  # fmt: skip
-        seed = secrets.randbits(63) if self.seed is None else self.seed
-        for restart in range(self.restarts):
-            todo = ~skipped & ~tally.success & (torch.as_tensor(everything.eps) > 0).to(rows.device)
-            if not bool(todo.any()):
-                break
-            alive = everything.keep(todo)
-            alive.adv = alive.images.clone()
-            grad = None
-            if self.random_start:
-                places = rows if index is None else index.to(rows)
-                self._perturb(alive, places[alive.rows], seed, restart)
-            elif clean.grad is not None:
-                grad = clean.grad[todo]
-                checks.finite_gradient(grad, alive.rows)
-                tally.backward[alive.rows] += int(not by_gradient)
-            self._descend(alive, grad, tally)
-        return AttackResult(
-            adv=tally.adv, success=tally.success, skipped=skipped, updates=tally.updates,
-            domain=measured.domain, scores=measured.scores, rescored=measured.rescored,
-            passes=Passes(tally.forward, tally.backward), images=images, bounds=self.bounds,
-            judge=judge,
+        return _Prepared(batch, given, ~correct, places, measured, judge)
+
+    def _result(self, p: _Prepared) -> AttackResult:
+        """Everything that was found out about a batch."""
+        b = p.batch
+
+        def there(values: Ints | Flags) -> Tensor:
+            return torch.from_numpy(values).to(p.skipped.device)
+
+        result = AttackResult(
+            adv=b.adv, success=there(b.success), skipped=p.skipped, updates=there(b.updates),
+            domain=p.measured.domain, scores=p.measured.scores, rescored=p.measured.rescored,
+            passes=Passes(there(b.forward), there(b.backward)), index=there(b.places),
+            images=b.images, bounds=self.bounds, judge=p.judge,
         )  # fmt: skip
-
-    def _descend(self, alive: _Alive, grad: Tensor | None, tally: _Tally) -> None:
-        """Take up to T steps with the images of `alive`; `grad` is that of the first, if known."""
-        for step in range(self.steps):
-            if grad is None:
-                alive, grad = self._evaluate(alive, tally)
-            if grad is None:
-                break
-            alive.adv, alive.momentum = ops.update_(
-                alive.adv, alive.images, grad, alive.domain,
-                eps=alive.eps, alpha=alive.alpha, background=self._background(alive, step),
-                momentum=alive.momentum, gain=self.gain, decay=self.decay, bounds=self.bounds,
-                sign=1.0 if alive.target is None else -1.0, normalize=self.normalize,
-                backend=self.backend,
-            )  # fmt: skip
-            tally.updates[alive.rows] += 1
-            grad = None
-            if self.progress:
-                self.progress("attack", step + 1, self.steps)
-        if len(alive.rows):
-            logits = self.classifier.logits(alive.adv)
-            tally.forward[alive.rows] += 1
-            tally.finish(alive, fooled(logits, alive.labels, alive.target))
-        elif self.progress:
-            self.progress("attack", self.steps, self.steps)
-
-    def _evaluate(self, alive: _Alive, tally: _Tally) -> tuple[_Alive, Tensor | None]:
-        """One forward pass tells who is fooled, and its backward pass the others' gradient.
-
-        With early stop the fooled images leave; the gradient is None if nobody stays.
-        """
-        logits, leaf = self.classifier.trace(alive.adv, search=True)
-        tally.forward[alive.rows] += 1
-        with torch.enable_grad():
-            loss = losses.loss(self.loss, logits, alive.labels, alive.target)
-        done = torch.zeros_like(alive.labels, dtype=torch.bool)
-        if self.early_stop:
-            done = self._confirmed(alive, logits, tally)
-        if some := bool(done.any()):
-            finished, alive = alive.keep(done), alive.keep(~done)
-            tally.finish(finished, torch.ones_like(finished.rows, dtype=torch.bool))
-        if not len(alive.rows):
-            return alive, None
-        grad = self.classifier.gradient(loss, leaf)
-        grad = grad[~done] if some else grad
-        checks.finite_gradient(grad, alive.rows)
-        tally.backward[alive.rows] += 1
-        return alive, grad
-
-    def _confirmed(self, alive: _Alive, logits: Tensor, tally: _Tally) -> Tensor:
-        """Who is fooled, (n,) bool; a reduced precision's yes is asked again at full precision."""
-        done = fooled(logits, alive.labels, alive.target)
-        if self.classifier.reduced and bool(done.any()):
-            doubtful = alive.keep(done)
-            verdict = self.classifier.logits(doubtful.adv)
-            tally.forward[doubtful.rows] += 1
-            done[done.clone()] = fooled(verdict, doubtful.labels, doubtful.target)
-        return done
+        return result if p.given.dtype == b.images.dtype else _narrowed(result, p.given)
 
     def _evaluate_clean(self, images: Tensor, labels: Tensor, target: Tensor | None) -> Clean:
-        """One pass over the clean images serves the skipping, the domain and the first step."""
+        """Logits of the clean images and, where somebody needs it, the loss's gradient."""
         needs_grad = isinstance(self.domain, Gradient) or not self.random_start
+        size = self._loop(images).slots
+        found: list[tuple[Tensor, Tensor | None]] = []
+        while (at := sum(len(logits) for logits, _ in found)) < len(images):
+            part = slice(at, at + size)
+            few = None if target is None else target[part]
+            forwards = self.classifier.forwards
+            try:
+                found.append(self._evaluate(images[part], labels[part], few, needs_grad))
+            except torch.OutOfMemoryError:
+                if size == 1:
+                    raise
+                size = min(size, len(images)) // 2
+                self.classifier.forwards = forwards
+        logits, grads = (list(x) for x in zip(*found, strict=True))
+        grad = torch.cat(grads) if needs_grad else None
+        return Clean(self.classifier, images, labels, target, torch.cat(logits), grad)
+
+    def _evaluate(
+        self, images: Tensor, labels: Tensor, target: Tensor | None, needs_grad: bool
+    ) -> tuple[Tensor, Tensor | None]:
         traced = self.classifier.trace(images, search=True) if needs_grad else None
         if traced is None or self.classifier.reduced:  # verdicts are the full precision's
             logits = self.classifier.logits(images)
@@ -373,34 +403,11 @@ class Attack:
         checks.classes_in_range("labels", labels, logits.shape[1])
         if target is not None:
             checks.classes_in_range("target", target, logits.shape[1])
-        grad = None
-        if traced is not None:
-            with torch.enable_grad():
-                loss = losses.loss(self.loss, traced[0], labels, target)
-            grad = self.classifier.gradient(loss, traced[1])
-        return Clean(self.classifier, images, labels, target, logits, grad)
-
-    def _background(self, alive: _Alive, step: int) -> Setting:
-        """β_t of equation 4."""
-        if self.relax is None:
-            return alive.background
-        return alive.background + (1 - alive.background) * min(1, step / (self.relax * self.steps))
-
-    def _perturb(self, alive: _Alive, places: Tensor, seed: int, restart: int) -> None:
-        """Start from x + U(−1, 1)·E_0, clipped to the bounds."""
-        uniform = uniform_noise(alive.images, places, seed, restart)
-        budget = column(alive.eps) * allocation(self._background(alive, 0), alive.domain)
-        alive.adv = (alive.images + uniform * budget).to(alive.images.dtype).clamp(*self.bounds)
-
-    def _empty(self, images: Tensor, judge: Judge) -> AttackResult:
-        """Result of an attack on no images."""
-        tally = _Tally.of(images)
-        return AttackResult(
-            adv=tally.adv, success=tally.success, skipped=tally.success, updates=tally.updates,
-            domain=images.new_empty((0, *images.shape[2:])), scores=None, rescored=None,
-            passes=Passes(tally.forward, tally.backward), images=images, bounds=self.bounds,
-            judge=judge,
-        )  # fmt: skip
+        if traced is None:
+            return logits, None
+        with torch.enable_grad():
+            loss = losses.loss(self.loss, traced[0], labels, target)
+        return logits, self.classifier.gradient(loss, traced[1])
 
     def _check_settings(self) -> None:
         checks.integer("steps", self.steps, 1)
@@ -416,6 +423,8 @@ class Attack:
         checks.choice("backend", self.backend, ops.BACKENDS)
         if self.max_memory is not None:
             checks.integer("max_memory", self.max_memory, 1)
+        if self.batch_size is not None:
+            checks.integer("batch_size", self.batch_size, 1)
         if self.seed is not None:
             checks.integer("seed", self.seed, 0)
             if self.seed >= 2**64:
@@ -455,6 +464,21 @@ class Attack:
         if isinstance(self.domain, Occlusion):
             self.domain.check(images)
         self.classifier.check(images)
+
+
+def _unpacked(
+    item: Item, device: torch.device | str | None
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Images, labels and target of an item of a stream."""
+    if not isinstance(item, (tuple, list)) or len(item) not in (2, 3):
+        raise TypeError(
+            "batches: expected (images, labels) or (images, labels, target), "
+            f"found {type(item).__name__}"
+        )
+    for name, value in zip(("images", "labels", "target"), item, strict=False):
+        checks.tensor(name, value)
+    moved = [value if device is None else value.to(device, non_blocking=True) for value in item]
+    return moved[0], moved[1], moved[2] if len(moved) == 3 else None
 
 
 def _on(images: Tensor, value: Setting) -> Setting:

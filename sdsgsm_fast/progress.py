@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 Progress = Callable[[str, int, int], None]
 """Called as ``progress(stage, done, total)``; stages are "occlusion" (windows) and "attack"
-(steps)."""
+(images that are done; of a stream, the total is what has come in so far)."""
 
 
 def reporter(progress: bool | Progress) -> Progress | None:

@@ -70,6 +70,8 @@ class AttackResult:
         were searched in bfloat16.
     passes : Passes
         Forward and backward passes of each image.
+    index : Tensor
+        (B,) int64: the images' places in their data set or stream.
     images : Tensor
         (B, C, H, W) the clean images: the caller's own tensor, not a copy.
     bounds : tuple of float
@@ -86,6 +88,7 @@ class AttackResult:
     scores: Tensor | None
     rescored: Tensor | None
     passes: Passes
+    index: Tensor
     images: Tensor
     bounds: tuple[float, float]
     judge: Judge

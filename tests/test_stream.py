@@ -1,0 +1,256 @@
+"""Slots and streams: who shares a step with whom changes nothing, and no slot stays empty."""
+
+from __future__ import annotations
+
+import gc
+import math
+import weakref
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from nets import predicted
+from test_side_effects import Counting, same, state
+from torch import Tensor, nn
+
+from sdsgsm_fast import BIM, MIFGSM, PGD, SDSGSM, Attack, AttackResult, Gradient, SmoothingOnly
+
+SETTINGS: dict[str, dict[str, Any]] = {
+    "occlusion": {},
+    "smoothing": {"domain": None},
+    "gradient": {"domain": Gradient(), "relax": 0.3},
+    "momentum": {"domain": None, "decay": 0.9, "gain": math.inf, "relax": None},
+    "random": {"domain": None, "random_start": True, "seed": 3},
+    "restarts": {"domain": None, "random_start": True, "restarts": 3, "seed": 4, "steps": 4,
+                 "decay": 0.5, "eps": 3 / 255},
+    "restarts in the domain": {"random_start": True, "restarts": 2, "seed": 4, "steps": 3},
+    "all steps": {"domain": None, "early_stop": False, "steps": 5},
+    "margin": {"loss": "margin", "normalize": "rms"},
+    "reference": {"domain": None, "backend": "reference"},
+}  # fmt: skip
+
+
+class Steady(nn.Module):
+    """A model whose bits do not depend on the batch: one image after the other."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = nn.Sequential(
+            nn.Conv2d(3, 6, 3, 2), nn.SiLU(), nn.Flatten(), nn.Linear(6 * 49, 5)
+        )
+        with torch.no_grad():
+            self.net[-1].weight.mul_(6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat([self.net(image) for image in x.split(1)])
+
+
+@pytest.fixture
+def net() -> nn.Module:
+    return Steady().eval()
+
+
+@pytest.fixture
+def images() -> Tensor:
+    return torch.rand(23, 3, 16, 16)
+
+
+@pytest.fixture
+def labels(net: nn.Module, images: Tensor) -> Tensor:
+    classes = predicted(net, images)
+    classes[[3, 7]] = (classes[[3, 7]] + 1) % 5
+    return classes
+
+
+def by_place(results: list[AttackResult]) -> dict[str, Tensor]:
+    """Results of a stream, sorted by the images' places."""
+    order = torch.cat([r.index for r in results]).argsort()
+    found = {
+        k: torch.cat([getattr(r, k) for r in results])[order]
+        for k in ("adv", "success", "skipped", "updates", "domain")
+    }
+    for k in ("forward", "backward"):
+        found[k] = torch.cat([getattr(r.passes, k) for r in results])[order]
+    return found
+
+
+def agree(found: dict[str, Tensor], result: AttackResult) -> None:
+    expected = by_place([result])
+    for name, value in found.items():
+        assert torch.equal(value, expected[name]), name
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+@pytest.mark.parametrize("slots", [1, 5, 64])
+def test_slots_change_no_bit(
+    name: str, slots: int, net: nn.Module, images: Tensor, labels: Tensor
+) -> None:
+    settings = {"steps": 8, "eps": 6 / 255} | SETTINGS[name]
+    alone = [
+        Attack(net, **settings).run(images[i : i + 1], labels[i : i + 1], index=torch.tensor([i]))
+        for i in range(23)
+    ]
+    run = Attack(net, batch_size=slots, **settings).run(images, labels)
+    agree(by_place(alone), run)
+    assert len(set(run.updates[~run.skipped].tolist())) > 1 or name == "all steps"
+    order = torch.randperm(23)
+    mixed = Attack(net, batch_size=slots, **settings).run(images[order], labels[order], index=order)
+    agree(by_place([mixed]), run)
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+@pytest.mark.parametrize("sizes", [[23], [1] * 23, [4, 0, 9, 10], [20, 3]], ids=str)
+def test_a_stream_gives_what_run_gives(
+    name: str, sizes: list[int], net: nn.Module, images: Tensor, labels: Tensor
+) -> None:
+    settings = {"steps": 8, "eps": 6 / 255, "batch_size": 5} | SETTINGS[name]
+    attack = Attack(net, **settings)
+    batches = zip(images.split(sizes), labels.split(sizes), strict=True)
+    results = list(attack.stream(batches))
+    assert sorted(len(r.adv) for r in results) == sorted(sizes)
+    agree(by_place(results), attack.run(images, labels))
+    for r in results:
+        assert torch.equal(r.images, images[r.index])
+        assert r.metrics().images == len(r.adv)
+
+
+def test_targets_and_several_sizes_in_one_stream(net: nn.Module) -> None:
+    model = nn.Sequential(nn.AdaptiveAvgPool2d(16), net)
+    batches: list[tuple[Tensor, ...]] = []
+    for size, dtype in ((16, torch.float32), (20, torch.float32), (16, torch.float64)):
+        x = torch.rand(6, 3, size, size).to(dtype)
+        y = predicted(model, x.float())
+        batches += [(x, y), (x, y, (y + 1) % 5)]
+    model.double()
+    attack = SmoothingOnly(model, eps=0.1, batch_size=4, steps=5)
+    results = sorted(attack.stream(batches), key=lambda r: int(r.index[0]))
+    for batch, result in zip(batches, results, strict=True):
+        x, y, *target = batch
+        expected = attack.run(x, y, target=target[0] if target else None)
+        assert torch.equal(result.adv, expected.adv)
+        assert result.adv.dtype == x.dtype
+        assert torch.equal(result.success, expected.success)
+
+
+def test_slots_are_full_until_the_stream_ends(
+    net: nn.Module, images: Tensor, labels: Tensor
+) -> None:
+    """Nor is more than one batch asked for ahead of its time."""
+    sizes: list[int] = []
+    asked = 0
+
+    class Watching(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            if x.requires_grad:
+                sizes.append(len(x))
+            return net(x)
+
+    def batches() -> Iterator[tuple[Tensor, Tensor]]:
+        nonlocal asked
+        for _ in range(20):
+            asked += 1
+            yield images, labels
+
+    attack = BIM(Watching(), eps=6 / 255, batch_size=16, steps=8)
+    done = 0
+    for result in attack.stream(batches()):
+        done += len(result.adv)
+        assert asked * 23 - done <= 23 + 23 + 16 + 23, "few images are under way"
+    assert done == 20 * 23
+    in_slots = [n for n in sizes if n <= 16]
+    assert sum(n == 16 for n in in_slots[:-20]) >= 0.8 * len(in_slots[:-20])
+
+
+def test_a_stream_holds_no_batch_longer_than_it_must(net: nn.Module) -> None:
+    """Images, gradients and results of what was handed out are free."""
+    held: list[weakref.ref[Tensor]] = []
+
+    def batches() -> Iterator[tuple[Tensor, Tensor]]:
+        for _ in range(12):
+            x = torch.rand(8, 3, 16, 16)
+            held.append(weakref.ref(x))
+            yield x, predicted(net, x)
+
+    most = 0
+    for result in SmoothingOnly(net, steps=3, batch_size=8).stream(batches()):
+        del result
+        gc.collect()
+        most = max(most, sum(r() is not None for r in held))
+    assert most <= 5
+
+
+def test_the_model_belongs_to_its_owner_between_results() -> None:
+    model = Counting()
+    model.limit = 10**9
+    before = state(model)
+
+    def batches() -> Iterator[tuple[Tensor, Tensor]]:
+        for _ in range(3):
+            assert same(state(model), {**before, "random": torch.get_rng_state()})
+            yield torch.rand(4, 3, 16, 16), torch.zeros(4, dtype=torch.int64)
+
+    seen = [torch.rand(1)]
+    for _ in SmoothingOnly(model, steps=3, batch_size=2).stream(batches()):
+        after = state(model)
+        assert same({**after, "random": 0}, {**before, "random": 0})
+        seen.append(torch.rand(1))
+    assert len({float(x) for x in seen}) == 4, "random numbers go on"
+
+
+def test_an_error_in_the_middle_leaves_the_model_alone() -> None:
+    model = Counting()
+    model.limit = 6
+    before = state(model)
+    x = torch.rand(4, 3, 16, 16)
+    stream = SmoothingOnly(model, steps=9, batch_size=4, early_stop=False).stream(
+        [(x, torch.zeros(4, dtype=torch.int64))] * 3
+    )
+    with pytest.raises(RuntimeError, match="the model broke"):
+        list(stream)
+    after = state(model)
+    assert same({**after, "random": 0}, {**before, "random": 0})
+
+
+def test_memory_is_halved_until_it_suffices(net: nn.Module, images: Tensor, labels: Tensor) -> None:
+    class Tight(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            if len(x) > 3:
+                raise torch.OutOfMemoryError("too many")
+            return net(x)
+
+    settings: dict[str, Any] = {"steps": 6, "eps": 6 / 255}
+    for attack in (BIM, PGD, MIFGSM):
+        given = settings if attack is not PGD else settings | {"seed": 1}
+        agree(
+            by_place([attack(Tight(), **given).run(images, labels)]),
+            attack(net, **given).run(images, labels),
+        )
+
+    class Hopeless(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            raise torch.OutOfMemoryError("too many")
+
+    with pytest.raises(torch.OutOfMemoryError):
+        BIM(Hopeless(), **settings)(images, labels)
+
+
+def test_what_a_stream_does_not_take(net: nn.Module, images: Tensor, labels: Tensor) -> None:
+    with pytest.raises(ValueError, match="eps: a stream takes one setting"):
+        SDSGSM(net, eps=torch.full((23,), 0.1)).stream([(images, labels)])
+    with pytest.raises(ValueError, match="domain: a stream takes one setting"):
+        SDSGSM(net, domain=torch.ones(23, 16, 16)).stream([(images, labels)])
+    with pytest.raises(TypeError, match="batches: expected"):
+        list(SDSGSM(net).stream([images]))
+    with pytest.raises(ValueError, match="batch_size"):
+        SDSGSM(net, batch_size=0)
+    assert list(SDSGSM(net).stream([])) == []
+
+
+def test_a_stream_tells_its_progress(net: nn.Module, images: Tensor, labels: Tensor) -> None:
+    calls: list[tuple[int, int]] = []
+    attack = BIM(net, batch_size=8, progress=lambda _, done, total: calls.append((done, total)))
+    list(attack.stream([(images, labels)] * 3))
+    assert calls[-1] == (69, 69)
+    assert calls == sorted(calls)
+    assert all(done <= total for done, total in calls)
