@@ -147,7 +147,7 @@ class Loop:
 
     def _fill(self) -> None:
         """Give free slots to images that wait; update where the gradient is known."""
-        grads = [] if self.grad is None else [self.grad]
+        grads = [self.grad] if self.grad is not None and len(self.used) else []
         while self.queue and len(self.used) < self.slots:
             batch = self.queue[0]
             if len(self.used) and not self._fits(batch):
