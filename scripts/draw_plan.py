@@ -13,9 +13,9 @@ import torch
 from matplotlib.patches import Rectangle
 
 from sdsgsm_fast.classifier import Classifier
-from sdsgsm_fast.occlusion.lower import lower
 from sdsgsm_fast.occlusion.plan import Planner
-from sdsgsm_fast.occlusion.trace import trace
+from sdsgsm_fast.traced.lower import lower
+from sdsgsm_fast.traced.trace import trace
 from sdsgsm_fast.windows import Windows
 
 ROOT = Path(__file__).parents[1]

@@ -18,14 +18,14 @@ from torch import Tensor, nn
 
 from sdsgsm_fast import occlusion_map, occlusion_scores
 from sdsgsm_fast.classifier import Classifier
-from sdsgsm_fast.occlusion import layer as layers
-from sdsgsm_fast.occlusion.convolution import Convolution
 from sdsgsm_fast.occlusion.incremental import Runner
-from sdsgsm_fast.occlusion.layer import Layer
-from sdsgsm_fast.occlusion.lower import lower
 from sdsgsm_fast.occlusion.plan import SHARES, Plan, Planner
-from sdsgsm_fast.occlusion.reach import Reach, Span
-from sdsgsm_fast.occlusion.trace import trace
+from sdsgsm_fast.traced import layer as layers
+from sdsgsm_fast.traced.convolution import Convolution
+from sdsgsm_fast.traced.layer import Layer
+from sdsgsm_fast.traced.lower import lower
+from sdsgsm_fast.traced.reach import Reach, Span
+from sdsgsm_fast.traced.trace import trace
 from sdsgsm_fast.windows import Windows
 
 FILL = (0.2, 0.5, 0.7)

@@ -23,7 +23,7 @@ from torch import Tensor
 from sdsgsm_fast import _native_cpu, ops
 from sdsgsm_fast.backends.calls import NORMALIZE
 from sdsgsm_fast.backends.native import _DTYPES, _grid
-from sdsgsm_fast.occlusion import winograd
+from sdsgsm_fast.traced import winograd
 from sdsgsm_fast.windows import Windows
 
 ROOT = Path(__file__).parents[1]

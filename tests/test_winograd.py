@@ -12,7 +12,7 @@ from torch import Tensor
 
 from sdsgsm_fast import _native_cpu
 from sdsgsm_fast.backends import native
-from sdsgsm_fast.occlusion import winograd
+from sdsgsm_fast.traced import winograd
 
 CASES = [  # batch, channels, outputs, height, width, padding
     (1, 1, 1, 3, 3, (0, 0)), (2, 5, 7, 9, 8, (1, 1)), (3, 33, 70, 8, 11, (0, 0)),

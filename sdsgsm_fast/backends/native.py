@@ -207,7 +207,7 @@ def winograd(
 ) -> None:
     """relu(3×3 convolution of x + bias + other), float32 and channels_last on the CPU.
 
-    `weight` is that of `occlusion.winograd.pack`.
+    `weight` is that of `traced.winograd.pack`.
     """
     sizes = (len(x), x.shape[1], *out.shape[1:2], *x.shape[2:], *out.shape[2:], *padding)
     _module("cpu").winograd(

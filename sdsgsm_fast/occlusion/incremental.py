@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from .. import ops
-from .network import channels_last
+from ..traced.network import channels_last
 from .plan import Cut, Plan, table
 
 

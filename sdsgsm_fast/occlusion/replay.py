@@ -11,12 +11,12 @@ from torch import Tensor
 from .. import checks, ops
 from ..classifier import Classifier
 from ..numerics import compute_dtype
+from ..traced.lower import lower
+from ..traced.network import Network
+from ..traced.trace import Graph, TraceError
 from ..windows import Windows
 from .incremental import Runner
-from .lower import lower
-from .network import Network
 from .plan import Plan, Planner, clean_elements, clean_peak
-from .trace import Graph, TraceError
 
 CPU_BYTES = 32 * 2**20  # of a chunk: measured best at 32 to 64 windows of the benchmark's networks
 CPU_CHUNK = (16, 64)

@@ -11,11 +11,11 @@ from torch import Tensor
 from .. import checks, losses
 from ..classifier import Classifier
 from ..progress import Progress
+from ..traced.operations import ATTENTION
+from ..traced.trace import Graph, TraceError, trace
 from ..windows import Windows
 from .dense import Passes
-from .operations import ATTENTION
 from .replay import Replay
-from .trace import Graph, TraceError, trace
 
 Needed = Callable[[Tensor, Tensor], Tensor]
 """``needed(scores, doubt)``, (B, windows) each → the windows whose doubt leaves a question open."""

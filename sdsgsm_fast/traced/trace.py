@@ -8,10 +8,11 @@ A trace costs a few hundredths of a second and neither computes nor allocates.
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections import deque
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType
 from typing import Any
@@ -153,7 +154,7 @@ def _record(classifier: Classifier, images: Tensor, batch: int) -> Graph:
     try:
         with (
             _attributes_kept(classifier.model),
-            torch.compiler.set_stance("force_eager"),
+            _uncompiled(),
             torch.autocast(images.device.type, enabled=False),
             torch.no_grad(),
             recorder,
@@ -171,6 +172,15 @@ def _record(classifier: Classifier, images: Tensor, batch: int) -> Graph:
     if not isinstance(logits, Tensor) or not recorder.made(logits):
         raise TraceError("output: the logits do not depend on the images")
     return _alive(Graph(recorder.nodes, recorder.value_of(logits)))
+
+
+def _uncompiled() -> AbstractContextManager[Any]:
+    """Run compiled functions as they were written.
+
+    Where torch.compile was never loaded there are none, and loading it takes two seconds.
+    """
+    loaded = "torch._dynamo" in sys.modules
+    return torch.compiler.set_stance("force_eager") if loaded else nullcontext()
 
 
 @contextmanager
@@ -253,6 +263,11 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if not self.made(tensor):
             raise TraceError(f"{self.last}: takes a tensor without data of unknown origin")
         return self._values[id(tensor)]
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """Keep PyTorch from loading torch.compile just to keep it out of here."""
+        return False
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
