@@ -7,7 +7,7 @@ import secrets
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import TypedDict
+from typing import Any, TypedDict
 
 import torch
 from torch import Tensor
@@ -17,8 +17,10 @@ from .classifier import Classifier, Model
 from .domains import Clean, Domain, Gradient, Measured, Occlusion, measure
 from .loop import Batch, Flags, Ints, Loop
 from .numerics import Setting, compute_dtype
+from .precision import bfloat16_pays
 from .progress import Progress, reporter
 from .result import AttackResult, Judge, Passes
+from .traced.search import Search, prepare
 
 
 class Settings(TypedDict, total=False):
@@ -49,6 +51,7 @@ class Settings(TypedDict, total=False):
 
 
 CPU_SLOTS = 64
+LEAST_UPDATES = 4  # of an image, for which a trace is worth its time
 CUDA_SLOTS = 4096  # not measured
 
 Item = Sequence[Tensor]
@@ -110,9 +113,11 @@ class Attack:
     mean, std
         The model's normalisation, applied inside; one value, or one a channel; None for none.
     precision
-        "float32": the model's own precision. "bfloat16": search under bfloat16 autocast, success
-        judged in the model's own precision. "auto" is "float32" but for an `Occlusion` domain,
-        which it searches in bfloat16 where the device gains from that.
+        "float32": the model itself, in its own precision. "bfloat16": search in bfloat16. "auto":
+        search in bfloat16 where the device gains from it, else in float32 by the model as it was
+        traced, with folded batch norms and faster convolutions; gradients are then equal up to
+        rounding. Success is the model's own verdict, in its own precision: it is asked
+        wherever rounding could decide.
     backend
         "auto", "reference", "native" or "triton".
     max_memory
@@ -184,6 +189,7 @@ class Attack:
         self.batch_size = batch_size
         self.seed = seed
         self.progress = reporter(progress)
+        self._searches: dict[Any, Search] = {}  # the last one
         self._check_settings()
 
     def __call__(self, images: Tensor, labels: Tensor, *, target: Tensor | None = None) -> Tensor:
@@ -327,15 +333,17 @@ class Attack:
         if not len(exact):
             nothing = Measured(exact.new_empty((0, *exact.shape[2:])))
             return self._prepared(exact, given, judge, places, nothing, labels == labels, None, 0)
+        self.classifier.search = self._search(exact)
         before = self.classifier.forwards
-        clean = self._evaluate_clean(exact, labels, target)
+        clean, asked = self._evaluate_clean(exact, labels, target)
         measured = measure(
             self.domain, clean,
             backend=self.backend, max_memory=self.max_memory, progress=self.progress,
         )  # fmt: skip
         again = 0 if measured.rescored is None else measured.rescored
-        common = self.classifier.forwards - before - int(torch.as_tensor(again).sum())
-        forward = math.ceil(common / len(exact)) + again
+        apart = asked + again
+        common = self.classifier.forwards - before - int(apart.sum())
+        forward = math.ceil(common / len(exact)) + apart
         correct = clean.predicted == labels
         grad = None if self.random_start else clean.grad
         return self._prepared(exact, given, judge, places, measured, correct, grad, forward)
@@ -372,12 +380,30 @@ class Attack:
         )  # fmt: skip
         return result if p.given.dtype == b.images.dtype else _narrowed(result, p.given)
 
-    def _evaluate_clean(self, images: Tensor, labels: Tensor, target: Tensor | None) -> Clean:
-        """Logits of the clean images and, where somebody needs it, the loss's gradient."""
+    def _search(self, images: Tensor) -> Search | None:
+        """What stands in for the model while it searches; None for the model itself."""
+        kind, precision = self.classifier.input_dtype(images), self.classifier.precision
+        many = self.steps * self.restarts >= LEAST_UPDATES
+        if kind != torch.float32 or precision == "float32" or not (many or precision != "auto"):
+            return None
+        reduced = precision == "bfloat16" or bfloat16_pays(images.device)
+        dtype = torch.bfloat16 if reduced else kind
+        key = (images.shape[1:], images.dtype, images.device)
+        found = prepare(self.classifier, images, dtype, self.backend, self._searches.get(key))
+        self._searches = {} if found is None else {key: found}
+        return found
+
+    def _evaluate_clean(
+        self, images: Tensor, labels: Tensor, target: Tensor | None
+    ) -> tuple[Clean, Tensor]:
+        """Logits of the clean images and, where somebody needs it, the loss's gradient.
+
+        Also, for each image, how often the model itself was asked because the search was in doubt.
+        """
         needs_grad = isinstance(self.domain, Gradient) or not self.random_start
         size = self._loop(images).slots
-        found: list[tuple[Tensor, Tensor | None]] = []
-        while (at := sum(len(logits) for logits, _ in found)) < len(images):
+        found: list[tuple[Tensor, Tensor | None, Tensor]] = []
+        while (at := sum(len(logits) for logits, *_ in found)) < len(images):
             part = slice(at, at + size)
             few = None if target is None else target[part]
             forwards = self.classifier.forwards
@@ -388,26 +414,39 @@ class Attack:
                     raise
                 size = min(size, len(images)) // 2
                 self.classifier.forwards = forwards
-        logits, grads = (list(x) for x in zip(*found, strict=True))
+        logits, grads, asked = (list(x) for x in zip(*found, strict=True))
         grad = torch.cat(grads) if needs_grad else None
-        return Clean(self.classifier, images, labels, target, torch.cat(logits), grad)
+        clean = Clean(self.classifier, images, labels, target, torch.cat(logits), grad)
+        return clean, torch.cat(asked)
 
     def _evaluate(
         self, images: Tensor, labels: Tensor, target: Tensor | None, needs_grad: bool
-    ) -> tuple[Tensor, Tensor | None]:
+    ) -> tuple[Tensor, Tensor | None, Tensor]:
+        none = torch.zeros(len(images), dtype=torch.int64, device=images.device)
         traced = self.classifier.trace(images, search=True) if needs_grad else None
-        if traced is None or self.classifier.reduced:  # verdicts are the full precision's
-            logits = self.classifier.logits(images)
-        else:
-            logits = traced[0].detach()
+        logits, asked = self._verdicts(images, None if traced is None else traced[0].detach())
         checks.classes_in_range("labels", labels, logits.shape[1])
         if target is not None:
             checks.classes_in_range("target", target, logits.shape[1])
         if traced is None:
-            return logits, None
+            return logits, None, none
         with torch.enable_grad():
             loss = losses.loss(self.loss, traced[0], labels, target)
-        return logits, self.classifier.gradient(loss, traced[1])
+        return logits, self.classifier.gradient(loss, traced[1]), none + asked
+
+    def _verdicts(self, images: Tensor, found: Tensor | None) -> tuple[Tensor, Tensor | int]:
+        """Logits of which the largest is the model's own, given those of a search."""
+        sure = None if found is None else self.classifier.sure(found)
+        if found is not None and sure is None:
+            return found, 0
+        # Occlusion compares the model's own logits before and after.
+        if found is None or sure is None or isinstance(self.domain, Occlusion) or not sure.any():
+            return self.classifier.logits(images), 0
+        doubtful = ~sure
+        if bool(doubtful.any()):
+            found = found.to(compute_dtype(found)).clone()
+            found[doubtful] = self.classifier.logits(images[doubtful]).to(found.dtype)
+        return found, doubtful.long()
 
     def _check_settings(self) -> None:
         checks.integer("steps", self.steps, 1)

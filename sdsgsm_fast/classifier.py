@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,17 @@ from .numerics import compute_dtype, normalised
 Model = Callable[[Tensor], Any]
 
 PRECISIONS = ("auto", "float32", "bfloat16")
+
+
+class StandIn(Protocol):
+    """What stands in for a model in a search."""
+
+    @property
+    def doubt(self) -> float:
+        """Margin of a logit, in units of the largest, that leaves a verdict to the model."""
+
+    def __call__(self, inputs: Tensor) -> Tensor:
+        """Logits (B, K) of normalised inputs."""
 
 
 class Classifier:
@@ -29,8 +40,8 @@ class Classifier:
         The model's normalisation (x − mean)/std, one value or one a channel; None for none.
     precision
         "float32" is the model in its own precision. "bfloat16" lets `trace` run under bfloat16
-        autocast where it is called with ``search=True``. "auto" is "float32", except
-        for domains from occlusion: they are searched in bfloat16 where the device gains from it.
+        autocast where it is called with ``search=True`` and nothing stands in for the model.
+        "auto" leaves the choice to whoever searches.
 
     Attributes
     ----------
@@ -39,7 +50,9 @@ class Classifier:
     forwards : int
         Images that have passed through the model since construction, zeroed-out copies included.
     reduced : bool
-        Whether a search runs in a lower precision than the verdicts.
+        Whether a search without a stand-in runs under bfloat16 autocast.
+    search : callable or None
+        Stands in for the model in a search; see `traced.search.Search`.
     """
 
     def __init__(
@@ -58,6 +71,7 @@ class Classifier:
         self.std = std
         self.precision = precision
         self.reduced = precision == "bfloat16"
+        self.search: StandIn | None = None
         self.forwards = 0
         self._overwrites: bool | None = None  # its input; unknown before the first pass
 
@@ -180,7 +194,18 @@ class Classifier:
         """Logits of images in their bounds and the leaf that `gradient` differentiates for."""
         with torch.enable_grad():
             leaf = images.detach().requires_grad_()
+            if search and self.search is not None:
+                self.forwards += len(leaf)
+                return self.search(self.inputs(leaf)), leaf
             return self.forward(self.inputs(leaf), reduced=self.reduced and search), leaf
+
+    def sure(self, logits: Tensor) -> Tensor | None:
+        """Which logits (B, K) of a search decide like the model's own, (B,) bool; None for all."""
+        if self.search is None:
+            return torch.zeros(len(logits), dtype=torch.bool) if self.reduced else None
+        exact = logits.detach().to(compute_dtype(logits))
+        best = exact.topk(2, dim=1).values
+        return (best[:, 0] - best[:, 1]) > self.search.doubt * exact.abs().amax(1).clamp(min=1)
 
     def gradient(self, loss: Tensor, leaf: Tensor) -> Tensor:
         """∇ of a loss (B,), summed over the images, with respect to the images of `trace`.

@@ -269,15 +269,15 @@ class Loop:
         success = np.zeros(len(adv), dtype=bool)
         if self.attack.early_stop or last.any():
             success = _host(fooled(logits, labels, target)) & (self.attack.early_stop | last)
-        if self.classifier.reduced:
-            success = self._judged(slots, success | last)
+        sure = self.classifier.sure(logits)
+        if sure is not None:
+            self._judge(slots, success, (success | last) & ~_host(sure))
         if (success | last).all():
             return success, None
         return success, self.classifier.gradient(loss, leaf)
 
-    def _judged(self, slots: slice, doubtful: Flags) -> Flags:
-        """The verdicts of the model in its own precision on some of the slots; False elsewhere."""
-        success = np.zeros_like(doubtful)
+    def _judge(self, slots: slice, success: Flags, doubtful: Flags) -> None:
+        """Let the model in its own precision decide what is in doubt."""
         chosen = doubtful.nonzero()[0] + slots.start
         if len(chosen):
             adv, labels = self._of("adv", chosen), self._of("labels", chosen)
@@ -286,7 +286,6 @@ class Loop:
             logits = self.classifier.logits(adv)
             self.used["forward"][chosen] += 1
             success[doubtful] = _host(fooled(logits, labels, self._of("target", chosen)))
-        return success
 
     # Updates
 

@@ -1,10 +1,12 @@
-"""Random numbers that belong to an image rather than to its batch."""
+"""Random numbers that belong to an image rather than to its batch, and an image of noise."""
 
 from __future__ import annotations
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from .numerics import compute_dtype
 
 
 def uniform_noise(like: Tensor, places: Tensor, seed: int, restart: int) -> Tensor:
@@ -26,3 +28,13 @@ def uniform_noise(like: Tensor, places: Tensor, seed: int, restart: int) -> Tens
         philox = np.random.Philox(key=key, counter=[0, 0, 0, restart])
         np.random.Generator(philox).random(dtype=np.float32, out=noise[row])
     return torch.from_numpy(noise).to(like) * 2 - 1
+
+
+def noise_like(images: Tensor) -> Tensor:
+    """One image of noise over the images' range, always the same."""
+    kind = compute_dtype(images)
+    low, high = images.to(kind).aminmax()
+    draw = torch.Generator(images.device).manual_seed(0)
+    noise = torch.rand((1, *images.shape[1:]), generator=draw, dtype=kind, device=images.device)
+    spread = torch.where(high > low, high - low, 1.0)
+    return (low + spread * noise).to(images.dtype)

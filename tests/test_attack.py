@@ -83,7 +83,8 @@ def test_presets_are_the_published_attacks(
     labels: Tensor,
     backend: str,
 ) -> None:
-    found = attack(net, eps=EPS, early_stop=False, backend=backend)(images, labels)
+    strict = attack(net, eps=EPS, early_stop=False, precision="float32", backend=backend)
+    found = strict(images, labels)
     assert torch.allclose(found, by_hand(net, images, labels, **settings), atol=2e-6)
 
 
@@ -154,7 +155,7 @@ def test_success_is_what_the_model_says(net: nn.Module, images: Tensor, labels: 
 def test_early_stop_freezes_at_the_first_success(
     net: nn.Module, images: Tensor, labels: Tensor
 ) -> None:
-    stopped = BIM(net, eps=EPS, steps=20).run(images, labels)
+    stopped = BIM(net, eps=EPS, steps=20, precision="float32").run(images, labels)
     assert stopped.success.any()
     for i in stopped.success.nonzero().flatten().tolist():
         steps = int(stopped.updates[i])
@@ -256,7 +257,8 @@ def test_passes_are_counted(net: nn.Module, images: Tensor, labels: Tensor) -> N
     tried = ~stopped.skipped
     assert torch.equal(stopped.passes.forward[tried], 16 + 1 + stopped.updates[tried])
     # Incremental occlusion passes the clean image once more, for the maps that it pastes into.
-    traced = SDSGSM(net, steps=6, domain=Occlusion(method="incremental")).run(images, labels)
+    domain = Occlusion(method="incremental")
+    traced = SDSGSM(net, steps=6, domain=domain, precision="float32").run(images, labels)
     assert torch.equal(traced.updates, stopped.updates)
     assert torch.equal(traced.passes.forward[tried], 16 + 1 + 1 + traced.updates[tried])
 
@@ -380,8 +382,10 @@ def test_a_callable_domain_sees_the_classifier(
     net: nn.Module, images: Tensor, labels: Tensor
 ) -> None:
     domain = Occlusion(patch=4)
-    called = SDSGSM(net, domain=lambda c, x, y: domain(c, x, y)).run(images, labels)
-    direct = SDSGSM(net, domain=domain).run(images, labels)
+    called = SDSGSM(net, domain=lambda c, x, y: domain(c, x, y), precision="float32").run(
+        images, labels
+    )
+    direct = SDSGSM(net, domain=domain, precision="float32").run(images, labels)
     assert torch.equal(called.adv, direct.adv)
     assert torch.equal(called.passes.forward, direct.passes.forward + 1)
 

@@ -203,9 +203,8 @@ def test_an_error_in_the_middle_leaves_the_model_alone() -> None:
     model.limit = 6
     before = state(model)
     x = torch.rand(4, 3, 16, 16)
-    stream = SmoothingOnly(model, steps=9, batch_size=4, early_stop=False).stream(
-        [(x, torch.zeros(4, dtype=torch.int64))] * 3
-    )
+    attack = SmoothingOnly(model, steps=9, batch_size=4, early_stop=False, precision="float32")
+    stream = attack.stream([(x, torch.zeros(4, dtype=torch.int64))] * 3)
     with pytest.raises(RuntimeError, match="the model broke"):
         list(stream)
     after = state(model)

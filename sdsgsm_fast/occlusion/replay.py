@@ -10,6 +10,7 @@ from torch import Tensor
 
 from .. import checks, ops
 from ..classifier import Classifier
+from ..noise import noise_like
 from ..numerics import compute_dtype
 from ..traced.lower import lower
 from ..traced.network import Network
@@ -130,7 +131,7 @@ class Replay:
         """
         forwards, images = self.classifier.forwards, self.images
         window = (self.windows.rows - 1) * self.windows.cols + self.windows.cols // 2
-        noise = _noise_like(images)
+        noise = noise_like(images)
         zeroed = ops.occlude(
             noise, window, 1, patch=self.windows.patch, stride=self.windows.stride, fill=self.fill
         )
@@ -267,16 +268,6 @@ class _Part:
     rows: Tensor
     cols: Tensor
     chunk: int
-
-
-def _noise_like(images: Tensor) -> Tensor:
-    """One image of noise over the images' range, always the same."""
-    kind = compute_dtype(images)
-    low, high = images.to(kind).aminmax()
-    draw = torch.Generator(images.device).manual_seed(0)
-    noise = torch.rand((1, *images.shape[1:]), generator=draw, dtype=kind, device=images.device)
-    spread = torch.where(high > low, high - low, 1.0)
-    return (low + spread * noise).to(images.dtype)
 
 
 def _obstacle(network: Network) -> str:

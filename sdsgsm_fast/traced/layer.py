@@ -9,6 +9,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from ..backends import choose, native
 from . import winograd
@@ -54,11 +55,17 @@ class Layer:
         return self.convolution.inner * height * width if product else 0
 
     def __call__(self, x: Tensor, other: Tensor | None = None) -> Tensor:
-        """relu(convolution(x) + bias + other), channels_last."""
+        """relu(convolution(x) + bias + other), channels_last; differentiable for x and other."""
+        dtype = self.convolution.weight.dtype
+        x, other = x.to(dtype), None if other is None else other.to(dtype)
+        if torch.is_grad_enabled() and (x.requires_grad or getattr(other, "requires_grad", False)):
+            y: Tensor = _Differentiable.apply(x, other, self)  # type: ignore[no-untyped-call]
+            return y
+        return self.forward(x, other)
+
+    def forward(self, x: Tensor, other: Tensor | None) -> Tensor:
+        """Compute the result from inputs of the weights' dtype."""
         c = self.convolution
-        x = x.to(c.weight.dtype)
-        if other is not None:
-            other = other.to(c.weight.dtype)
         size = c.size(x.shape[2], x.shape[3])
         form = self.form(*size)
         if form == "winograd":
@@ -73,6 +80,22 @@ class Layer:
         if other is not None:
             y += other
         return y.relu_() if c.relu else y
+
+    def backward(self, grad: Tensor, x: Tensor) -> Tensor:
+        """Gradient for an input like `x`, of which only the layout is read."""
+        c = self.convolution
+        if self.winograd and winograd.suits(*x.shape[2:]) and max(c.padding) <= 2:
+            # The gradient of a 3×3 convolution is one with the kernels turned around.
+            weight = self._laid_out(
+                "gradient", lambda: winograd.pack(c.weight.flip(2, 3).transpose(0, 1))
+            )
+            padding = (2 - c.padding[0], 2 - c.padding[1])
+            return winograd.convolve(grad, weight, x.shape[1], None, None, padding, False)
+        found: Tensor = torch.ops.aten.convolution_backward(
+            grad, x, c.weight, None, c.stride, c.padding, c.dilation, False, (0, 0), c.groups,
+            (True, False, False),
+        )[0]  # fmt: skip
+        return found
 
     def _laid_out(self, key: Any, layout: Any) -> Tensor:
         if key not in self._weights:
@@ -102,6 +125,27 @@ class Layer:
         c = self.convolution
         packed = self._laid_out((c.padding, x.shape[2:]), lambda: _packed(c, x.shape))
         return _onednn(x, packed, c, other)
+
+
+class _Differentiable(torch.autograd.Function):
+    """A layer whose weights are constants; of the results only the signs are needed again."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, other: Tensor | None, layer: Layer) -> Tensor:
+        y = layer.forward(x, other)
+        ctx.layer, ctx.shape, ctx.added = layer, x.shape, other is not None
+        ctx.save_for_backward(y if layer.convolution.relu else None)
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+        (y,) = ctx.saved_tensors
+        if y is not None:
+            grad = torch.ops.aten.threshold_backward(grad, y, 0)
+        like = torch.empty(ctx.shape, dtype=grad.dtype, device=grad.device, memory_format=LAYOUT)
+        wanted = ctx.needs_input_grad[0]
+        return ctx.layer.backward(grad, like) if wanted else None, grad if ctx.added else None, None
 
 
 def takes_winograd(convolution: Convolution, backend: str) -> bool:

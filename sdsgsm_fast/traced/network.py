@@ -86,9 +86,10 @@ class Network:
     def run(self, inputs: Tensor, wanted: set[int]) -> dict[int, Any]:
         """Results of the `wanted` steps for whole images (B, C, H, W)."""
         with torch.inference_mode(), torch.autocast(inputs.device.type, enabled=False):
-            return self._run(inputs, wanted)
+            return self.evaluate(inputs, wanted)
 
-    def _run(self, inputs: Tensor, wanted: set[int]) -> dict[int, Any]:
+    def evaluate(self, inputs: Tensor, wanted: set[int]) -> dict[int, Any]:
+        """The same, differentiable where that is asked for, under whatever autocast is on."""
         dying = self.dying(wanted)
         found: dict[int, Any] = {0: channels_last(inputs.to(self.dtype))}
         for k, step in enumerate(self.steps[: max(wanted) + 1]):

@@ -1,0 +1,118 @@
+"""Logits and gradients of a search by the traced model: folded, and in its fastest form."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..classifier import Classifier
+from ..noise import noise_like
+from .lower import lower
+from .trace import trace
+
+LOGITS = 1000  # largest deviation of a logit from the model's, in units of rounding
+GRADIENT = {torch.float32: 0.02, torch.bfloat16: 0.5}  # of the gradient, by its norm
+
+
+class Search:
+    """Stands in for a model where a search asks for logits, and differentiates like it.
+
+    Parameters
+    ----------
+    classifier, images
+        The model, held, and images (B, C, H, W) of the kind to come.
+    dtype
+        Of the maps: the model's own, or bfloat16.
+    backend
+        Whose kernels may run, as in `Attack`.
+
+    Raises
+    ------
+    Exception
+        Whatever the model cannot be traced for; then it runs itself.
+    """
+
+    def __init__(
+        self, classifier: Classifier, images: Tensor, dtype: torch.dtype, backend: str
+    ) -> None:
+        self.dtype = dtype
+        self.exact = dtype == classifier.input_dtype(images)
+        self.network = lower(trace(classifier, images), dtype, images.device, backend)
+        self.state = state_of(classifier.module)
+
+    def __call__(self, inputs: Tensor) -> Tensor:
+        """Logits (B, K) of inputs that are normalised."""
+        output = self.network.output
+        with torch.autocast(inputs.device.type, enabled=False):
+            logits: Tensor = self.network.evaluate(inputs, {output})[output]
+            return logits
+
+    @property
+    def doubt(self) -> float:
+        """Margin of a logit, in units of the largest, that leaves a verdict to the model."""
+        return LOGITS * torch.finfo(self.dtype).eps if self.exact else torch.inf
+
+    def agrees(self, classifier: Classifier, images: Tensor) -> bool:
+        """Whether it gives the model's own logits and gradient for an image of noise, uncounted.
+
+        A model with gradients of its own making, by `torch.autograd.Function` or a backward hook,
+        never agrees: they need not show in noise.
+        """
+        forwards, noise = classifier.forwards, noise_like(images)
+        try:
+            logits, leaf = classifier.trace(noise)
+            if _has_functions(logits.grad_fn):
+                return False
+            with torch.enable_grad():
+                mine = noise.detach().requires_grad_()
+                found = self(classifier.inputs(mine))
+                weights = torch.linspace(-1, 1, logits.shape[1], device=logits.device)
+                own = classifier.gradient((logits * weights).sum(1), leaf)
+                grad = classifier.gradient((found * weights).sum(1), mine)
+        finally:
+            classifier.forwards = forwards
+        share = min(LOGITS * torch.finfo(self.dtype).eps, 0.1)
+        off = (found.to(logits.dtype) - logits).abs().amax()
+        near = off <= share * logits.abs().amax().clamp(min=1)
+        alike = (grad - own).norm() <= GRADIENT[self.dtype] * own.norm()
+        return bool(near & alike)
+
+
+def prepare(
+    classifier: Classifier, images: Tensor, dtype: torch.dtype, backend: str, known: Search | None
+) -> Search | None:
+    """`known` again if it still is the model, else another; None where the model runs itself."""
+    try:
+        current = known is not None and known.state == state_of(classifier.module)
+        if known is not None and current and known.agrees(classifier, images):
+            return known
+        search = Search(classifier, images, dtype, backend)
+        return search if search.agrees(classifier, images) else None
+    except Exception:  # whatever it stumbles over, the model itself runs
+        return None
+
+
+def state_of(module: nn.Module | None) -> Any:
+    """What changes when the weights do; an object like no other where that cannot be told."""
+    if module is None:
+        return object()
+    tensors = [*module.parameters(), *module.buffers()]
+    if any(t.is_inference() for t in tensors):
+        return object()
+    return [(id(t), t._version, t.data_ptr(), t.device, t.dtype) for t in tensors]
+
+
+def _has_functions(node: Any) -> bool:
+    """Whether a graph goes through a backward pass written in Python."""
+    waiting, seen = [node], set()
+    while waiting:
+        node = waiting.pop()
+        if node is None or node in seen:
+            continue
+        if isinstance(node, torch.autograd.function.BackwardCFunction):
+            return True
+        seen.add(node)
+        waiting += [following for following, _ in node.next_functions]
+    return False

@@ -1,0 +1,208 @@
+"""The traced model as a stand-in: its gradients, when it is taken, and who has the last word."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+import zoo
+from nets import Looking, convnet, predicted
+from torch import Tensor, nn
+
+from sdsgsm_fast import BIM, FGSM, SDSGSM, SmoothingOnly
+from sdsgsm_fast.classifier import Classifier
+from sdsgsm_fast.traced import layer as layers
+from sdsgsm_fast.traced import search as searches
+from sdsgsm_fast.traced.convolution import Convolution
+from sdsgsm_fast.traced.layer import Layer
+from sdsgsm_fast.traced.search import Search, prepare
+
+CONVOLUTIONS: dict[str, dict[str, Any]] = {
+    "winograd": {"padding": (1, 1)},
+    "winograd without border": {"padding": (0, 0)},
+    "winograd with much border": {"padding": (2, 1)},
+    "more border than reach": {"padding": (3, 3)},
+    "stride": {"stride": (2, 1), "padding": (1, 0)},
+    "dilation": {"dilation": (2, 1), "padding": (2, 2)},
+    "groups": {"groups": 4},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CONVOLUTIONS)
+@pytest.mark.parametrize("relu", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_gradients_of_a_layer(name: str, relu: bool, dtype: torch.dtype) -> None:
+    options = {"stride": (1, 1), "padding": (0, 0), "dilation": (1, 1), "groups": 1}
+    options |= CONVOLUTIONS[name]
+    weight = torch.randn(36, 40 // options["groups"], 3, 3, dtype=dtype) / 15
+    bias = torch.randn(36, dtype=dtype)
+    x = torch.randn(3, 40, 9, 7, dtype=dtype, requires_grad=True)
+    plain = F.conv2d(x, weight, bias, **options)
+    other = torch.randn_like(plain).requires_grad_()
+    expected = (plain + other).relu() if relu else plain + other
+    up = torch.randn_like(expected)
+    own = torch.autograd.grad(expected, (x, other), up)
+    layer = Layer(Convolution(weight, bias, *options.values(), relu=relu), "auto")
+    assert layer.winograd == (name[:8] in ("winograd", "more bor") and dtype == torch.float32)
+    found = layer(x, other)
+    assert torch.allclose(found, expected, atol=1e-5)
+    for a, b in zip(torch.autograd.grad(found, (x, other), up), own, strict=True):
+        near = 1e-12 if dtype == torch.float64 else 1e-4
+        wrong = (a - b).abs() > near  # where rounding has decided a ReLU
+        assert float(wrong.double().mean()) <= 0.001
+    alone = torch.autograd.grad(layer(x), x, up)[0]
+    kept = F.conv2d(x, weight, bias, **options)
+    assert torch.allclose(
+        alone, torch.autograd.grad(kept.relu() if relu else kept, x, up)[0], atol=1e-3
+    )
+
+
+@pytest.mark.parametrize("name", [n for n in (*zoo.TILED, *zoo.MIXED) if n != "attention"])
+@pytest.mark.parametrize("forced", [False, True], ids=["", "all by winograd"])
+def test_logits_and_gradients_are_the_models(
+    name: str, forced: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if forced:
+        monkeypatch.setattr(layers, "LEAST_CHANNELS", 1)
+    net, images = (
+        (zoo.TILED | zoo.MIXED)[name]().eval().requires_grad_(False),
+        torch.rand(4, 3, 20, 24),
+    )
+    classifier = Classifier(net, mean=0.4, std=(0.2, 0.3, 0.25))
+    search = Search(classifier, images, torch.float32, "auto")
+    assert search.agrees(classifier, images)
+    logits, leaf = classifier.trace(images)
+    classifier.search = search
+    found, mine = classifier.trace(images, search=True)
+    assert float((found - logits).abs().max()) <= 1e-5 * max(1.0, float(logits.abs().max()))
+    grads = [
+        classifier.gradient(F.cross_entropy(z, z.argmax(1), reduction="none"), x)
+        for z, x in ((logits, leaf), (found, mine))
+    ]
+    off = (grads[0] - grads[1]).flatten(1).norm(dim=1) / grads[0].flatten(1).norm(dim=1)
+    assert float(off.median()) < 1e-4
+    assert float(off.max()) < 0.02, "a ReLU or a maximum may fall to the other side"
+
+
+class _Twice(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        return grad * (1 + 1e-4)  # which no comparison of gradients would notice
+
+
+def _hooked() -> nn.Module:
+    net = nn.Sequential(nn.AdaptiveAvgPool2d(16), *convnet())
+    net[1].register_full_backward_hook(lambda m, i, o: None)
+    return net
+
+
+def _halved() -> nn.Module:
+    net = zoo.residual().eval()
+    net.layers["a"].register_forward_hook(
+        lambda m, x, y: y.register_hook(lambda g: g / 2) and None if y.requires_grad else None
+    )
+    return net
+
+
+def _without_gradient(m: nn.ModuleDict, x: Tensor) -> Tensor:
+    with torch.no_grad():
+        y = m["a"](x)
+    return y + m["b"](x)
+
+
+LEFT_ALONE: dict[str, Callable[[], nn.Module]] = {
+    "looking": lambda: Looking(nn.Sequential(nn.AdaptiveAvgPool2d(16), convnet())),
+    "fused attention": zoo.attention,
+    "function": lambda: zoo.Net(lambda m, x: _Twice.apply(m["a"](x)), {"a": zoo.conv(3, 8)}, 8),
+    "backward hook": _hooked,
+    "tensor hook": _halved,
+    "no_grad": lambda: zoo.Net(_without_gradient, {"a": zoo.conv(3, 8), "b": zoo.conv(3, 8)}, 8),
+}
+
+
+@pytest.mark.parametrize("name", LEFT_ALONE)
+def test_whose_gradient_is_its_own_business_runs_itself(name: str) -> None:
+    net, images = LEFT_ALONE[name]().eval(), torch.rand(3, 3, 20, 24)
+    classifier = Classifier(net)
+    with classifier.frozen():
+        assert prepare(classifier, images, torch.float32, "auto", None) is None
+    labels = predicted(net, images)
+    settings: dict[str, Any] = {"steps": 5, "early_stop": False}
+    found = SmoothingOnly(net, **settings)(images, labels)
+    assert torch.equal(found, SmoothingOnly(net, precision="float32", **settings)(images, labels))
+
+
+def test_a_search_is_kept_while_the_weights_stay(monkeypatch: pytest.MonkeyPatch) -> None:
+    traces = []
+    original = searches.trace
+    monkeypatch.setattr(searches, "trace", lambda *a: traces.append(1) or original(*a))
+    net, images = convnet(), torch.rand(4, 3, 16, 16)
+    labels = predicted(net, images)
+    attack = BIM(net, steps=4, early_stop=False)
+    for _ in range(3):
+        attack(images, labels)
+    assert len(traces) == 1
+    with torch.no_grad():
+        net[0].weight.add_(0.3)
+    changed = attack(images, labels)
+    assert len(traces) == 2
+    strict = BIM(net, steps=4, early_stop=False, precision="float32")(images, labels)
+    assert float((changed - strict).abs().mean()) < 1e-5
+    net[5] = nn.Tanh()  # no weight says so
+    changed = attack(images, labels)
+    strict = BIM(net, steps=4, early_stop=False, precision="float32")(images, labels)
+    assert float((changed - strict).abs().mean()) < 1e-5
+    assert len(traces) == 3, "but its logits for an image of noise do"
+    FGSM(net)(images, labels)
+    assert len(traces) == 3, "a single step is not worth a trace"
+
+
+def test_the_models_verdict_is_the_last_word(monkeypatch: pytest.MonkeyPatch) -> None:
+    net, images = convnet(), torch.rand(40, 3, 16, 16)
+    labels = predicted(net, images)
+    labels[5] = (labels[5] + 1) % 5
+    strict = SDSGSM(net, precision="float32").run(images, labels)
+    auto = SDSGSM(net).run(images, labels)
+    assert torch.equal(auto.skipped, strict.skipped)
+    assert torch.equal(auto.success, (predicted(net, auto.adv) != labels) & ~auto.skipped)
+    assert (auto.updates != strict.updates).double().mean() <= 0.1
+    # Where every verdict is in doubt the model is asked each time, and nothing else changes.
+    monkeypatch.setattr(Search, "doubt", torch.inf)
+    asked = SDSGSM(net).run(images, labels)
+    assert torch.equal(asked.adv, auto.adv)
+    assert torch.equal(asked.updates, auto.updates)
+    more = asked.passes.forward - auto.passes.forward
+    assert torch.equal(more, auto.success.long() + (~auto.success & ~auto.skipped).long())
+
+
+def test_passes_of_a_search_do_not_depend_on_the_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where the model itself is asked about some clean images."""
+    monkeypatch.setattr(Search, "doubt", 0.2)
+    net, images = convnet(), torch.rand(12, 3, 16, 16)
+    labels = predicted(net, images)
+    attack = SmoothingOnly(net, steps=5)
+    whole = attack.run(images, labels)
+    assert len(set((whole.passes.forward - whole.updates).tolist())) > 1
+    for i in range(12):
+        alone = attack.run(images[i : i + 1], labels[i : i + 1])
+        assert torch.equal(alone.passes.forward[0], whole.passes.forward[i])
+        assert torch.equal(alone.passes.backward[0], whole.passes.backward[i])
+
+
+def test_bfloat16_is_searched_by_the_trace_too() -> None:
+    net, images = zoo.residual().eval(), torch.rand(16, 3, 16, 16)
+    labels = predicted(net, images)
+    attack = BIM(net, eps=0.1, precision="bfloat16")
+    result = attack.run(images, labels)
+    assert attack.classifier.search is not None
+    assert torch.equal(result.success, predicted(net, result.adv) != labels)
+    strict = BIM(net, eps=0.1, precision="float32").run(images, labels)
+    assert abs(int(result.success.sum()) - int(strict.success.sum())) <= 2
+    assert not torch.equal(result.adv, strict.adv)
