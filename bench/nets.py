@@ -51,6 +51,42 @@ def resnet18(classes: int = 1000) -> nn.Module:
     return _calibrated(nn.Sequential(*stem, nn.MaxPool2d(3, 2, 1), *_stages(), *head), 224)
 
 
+class Bottleneck(nn.Module):
+    """The block of ResNet-50."""
+
+    def __init__(self, inputs: int, width: int, stride: int) -> None:
+        super().__init__()
+        outputs = 4 * width
+        sizes = [(inputs, width, 1, 1), (width, width, 3, stride), (width, outputs, 1, 1)]
+        layers: list[nn.Module] = []
+        for i, o, k, s in sizes:
+            layers += [nn.Conv2d(i, o, k, s, k // 2, bias=False), nn.BatchNorm2d(o), nn.ReLU()]
+        self.body = nn.Sequential(*layers[:-1])
+        self.downsample: nn.Module = nn.Identity()
+        if stride > 1 or inputs != outputs:
+            self.downsample = nn.Sequential(
+                nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs)
+            )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (B, inputs, H, W) to (B, 4·width, H/stride, W/stride)."""
+        return F.relu(self.body(x) + self.downsample(x))
+
+
+def resnet50(classes: int = 1000) -> nn.Module:
+    """ResNet-50 for 224×224 images (26 M parameters)."""
+    layers: list[nn.Module] = [
+        nn.Conv2d(3, 64, 7, 2, 3, bias=False), nn.BatchNorm2d(64), nn.ReLU(), nn.MaxPool2d(3, 2, 1),
+    ]  # fmt: skip
+    channels = 64
+    for width, depth, stride in ((64, 3, 1), (128, 4, 2), (256, 6, 2), (512, 3, 2)):
+        for k in range(depth):
+            layers.append(Bottleneck(channels, width, stride if k == 0 else 1))
+            channels = 4 * width
+    head = [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, classes)]
+    return _calibrated(nn.Sequential(*layers, *head), 224)
+
+
 def vgg16(classes: int = 1000) -> nn.Module:
     """VGG-16 for 224×224 images (138 M parameters)."""
     layers: list[nn.Module] = []
