@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from . import checks, losses, ops
-from .classifier import Classifier, Model
+from .classifier import Classifier, Model, StandIn
 from .domains import Clean, Domain, Gradient, Measured, Occlusion, measure
 from .loop import Batch, Flags, Ints, Loop
 from .numerics import Setting, compute_dtype
@@ -53,6 +53,8 @@ class Settings(TypedDict, total=False):
 CPU_SLOTS = 64
 LEAST_UPDATES = 4  # of an image, for which a trace is worth its time
 CUDA_SLOTS = 4096  # not measured
+
+_END: Any = object()
 
 Item = Sequence[Tensor]
 """Images and labels, and the classes to reach of a targeted attack."""
@@ -192,6 +194,10 @@ class Attack:
         self._searches: dict[Any, Search] = {}  # the last one
         self._check_settings()
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out what was traced: a copy traces for itself."""
+        return vars(self) | {"_searches": {}}
+
     def __call__(self, images: Tensor, labels: Tensor, *, target: Tensor | None = None) -> Tensor:
         """Adversarial images (B, C, H, W); see `run`."""
         return self.run(images, labels, target=target).adv
@@ -281,11 +287,12 @@ class Attack:
         seen, more = 0, True
         while more or open_:
             while more and (loop is None or loop.waiting < loop.slots):
-                item = next(batches, None)  # with the random state and the model as their owner's
-                more = item is not None
-                if item is None:
+                item = next(batches, _END)  # with the random state and the model as their owner's
+                if item is _END:
+                    more = False
                     break
                 images, labels, target = _unpacked(item, device)
+                images = images.clone()  # its owner may fill the next one into the same memory
                 self._check_batch(images, labels, target, None)
                 places = torch.arange(seen, seen + len(images))
                 seen += len(images)
@@ -302,6 +309,9 @@ class Attack:
                 finished = [self._result(p) for p in open_ if not p.batch.left]
             open_ = [p for p in open_ if p.batch.left]
             yield from finished
+            if finished and loop is not None and open_:
+                with self._working():
+                    loop.search = self._again(open_[0].batch.images, loop.search)
 
     @contextmanager
     def _working(self) -> Iterator[None]:
@@ -361,7 +371,7 @@ class Attack:
             _on(images, self.eps), _on(images, self.alpha), _on(images, self.background), grad,
             places.cpu().long().numpy(), (correct & moves).cpu().numpy(),
             (none + torch.as_tensor(forward).cpu()).numpy(), (none + by_gradient).numpy(),
-            shared=by_gradient,
+            shared=by_gradient, search=self.classifier.search,
         )  # fmt: skip
         return _Prepared(batch, given, ~correct, places, measured, judge)
 
@@ -375,7 +385,7 @@ class Attack:
         result = AttackResult(
             adv=b.adv, success=there(b.success), skipped=p.skipped, updates=there(b.updates),
             domain=p.measured.domain, scores=p.measured.scores, rescored=p.measured.rescored,
-            passes=Passes(there(b.forward), there(b.backward)), index=there(b.places),
+            passes=Passes(there(b.forward), there(b.backward)), index=there(b.places.copy()),
             images=b.images, bounds=self.bounds, judge=p.judge,
         )  # fmt: skip
         return result if p.given.dtype == b.images.dtype else _narrowed(result, p.given)
@@ -393,6 +403,11 @@ class Attack:
         self._searches = {} if found is None else {key: found}
         return found
 
+    def _again(self, images: Tensor, known: StandIn | None) -> StandIn | None:
+        """What stands in after the model has been in its owner's hands."""
+        current = isinstance(known, Search) and known.current(self.classifier)
+        return known if current else self._search(images)
+
     def _evaluate_clean(
         self, images: Tensor, labels: Tensor, target: Tensor | None
     ) -> tuple[Clean, Tensor]:
@@ -401,7 +416,7 @@ class Attack:
         Also, for each image, how often the model itself was asked because the search was in doubt.
         """
         needs_grad = isinstance(self.domain, Gradient) or not self.random_start
-        size = self._loop(images).slots
+        size = min(self._loop(images).slots, len(images))
         found: list[tuple[Tensor, Tensor | None, Tensor]] = []
         while (at := sum(len(logits) for logits, *_ in found)) < len(images):
             part = slice(at, at + size)
@@ -412,7 +427,7 @@ class Attack:
             except torch.OutOfMemoryError:
                 if size == 1:
                     raise
-                size = min(size, len(images)) // 2
+                size //= 2
                 self.classifier.forwards = forwards
         logits, grads, asked = (list(x) for x in zip(*found, strict=True))
         grad = torch.cat(grads) if needs_grad else None

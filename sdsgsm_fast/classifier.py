@@ -75,6 +75,10 @@ class Classifier:
         self.forwards = 0
         self._overwrites: bool | None = None  # its input; unknown before the first pass
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave the stand-in out: it belongs to one attack."""
+        return vars(self) | {"search": None}
+
     @property
     def module(self) -> nn.Module | None:
         """The module whose state a pass may change: the model, or the one whose method it is."""

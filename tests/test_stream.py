@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from nets import predicted
+from nets import convnet, predicted
 from test_side_effects import Counting, same, state
 from torch import Tensor, nn
 
@@ -234,6 +234,66 @@ def test_memory_is_halved_until_it_suffices(net: nn.Module, images: Tensor, labe
         BIM(Hopeless(), **settings)(images, labels)
 
 
+@pytest.mark.parametrize("sizes", [(32, 40), (40, 32), (24, 16)], ids=str)
+def test_each_size_of_images_has_its_own_search(sizes: tuple[int, int]) -> None:
+    net = nn.Sequential(
+        nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.AdaptiveAvgPool2d(2), nn.Flatten(),
+        nn.Linear(32, 4),
+    ).eval()  # fmt: skip
+    batches = [(x := torch.rand(12, 3, n, n), predicted(net, x)) for n in sizes]
+    attack = BIM(net, batch_size=8, steps=6)
+    other = torch.rand(4, 3, 28, 28)
+    results = []
+    for result in attack.stream(batches):
+        attack.run(other, predicted(net, other))  # nor does a run in between matter
+        results.append(result)
+    for batch, result in zip(batches, sorted(results, key=lambda r: int(r.index[0])), strict=True):
+        assert torch.equal(result.adv, attack.run(*batch).adv)
+        assert torch.equal(result.success, predicted(net, result.adv) != batch[1])
+
+
+def test_a_model_trained_between_results_is_searched_as_it_is() -> None:
+    net = convnet()
+    images = torch.rand(40, 3, 16, 16)
+    labels = predicted(net, images)
+    batches = list(zip(images.split([4, 36]), labels.split([4, 36]), strict=True))
+    attack = BIM(net, batch_size=4, steps=5, early_stop=False)
+    stream = attack.stream(batches)
+    next(stream)
+    before = attack.classifier.search
+    with torch.no_grad():
+        net[4].weight.copy_(net[4].weight.flip(0))
+    rest = next(stream)
+    assert attack.classifier.search is not before
+    late = rest.index >= 12  # entered a slot after that
+    assert torch.equal(rest.success[late], predicted(net, rest.adv[late]) != labels[4:][late])
+    strict = BIM(net, steps=5, early_stop=False, precision="float32")
+    expected = strict(images[12:], labels[12:])
+    assert float((rest.adv[late] - expected).abs().mean()) < 0.01
+
+
+def test_a_single_image_without_memory_is_an_error() -> None:
+    class Hopeless(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            raise torch.OutOfMemoryError("none")
+
+    with pytest.raises(torch.OutOfMemoryError):
+        BIM(Hopeless())(torch.rand(1, 3, 8, 8), torch.zeros(1, dtype=torch.int64))
+
+
+def test_a_buffer_that_is_filled_again_is_no_harm(
+    net: nn.Module, images: Tensor, labels: Tensor
+) -> None:
+    def batches() -> Iterator[tuple[Tensor, Tensor]]:
+        buffer = torch.empty(5, 3, 16, 16)
+        for x, y in zip(images[:20].split(5), labels[:20].split(5), strict=True):
+            buffer.copy_(x)
+            yield buffer, y
+
+    attack = BIM(net, steps=5, batch_size=3)
+    agree(by_place(list(attack.stream(batches()))), attack.run(images[:20], labels[:20]))
+
+
 def test_what_a_stream_does_not_take(net: nn.Module, images: Tensor, labels: Tensor) -> None:
     with pytest.raises(ValueError, match="eps: a stream takes one setting"):
         SDSGSM(net, eps=torch.full((23,), 0.1)).stream([(images, labels)])
@@ -243,6 +303,8 @@ def test_what_a_stream_does_not_take(net: nn.Module, images: Tensor, labels: Ten
         list(SDSGSM(net).stream([images]))
     with pytest.raises(ValueError, match="batch_size"):
         SDSGSM(net, batch_size=0)
+    with pytest.raises(TypeError, match="batches: expected"):
+        list(SDSGSM(net).stream([None]))
     assert list(SDSGSM(net).stream([])) == []
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+import functools
+import pickle
 from collections.abc import Callable
 from typing import Any
 
@@ -14,6 +17,7 @@ from torch import Tensor, nn
 
 from sdsgsm_fast import BIM, FGSM, SDSGSM, SmoothingOnly
 from sdsgsm_fast.classifier import Classifier
+from sdsgsm_fast.noise import noise_like
 from sdsgsm_fast.traced import layer as layers
 from sdsgsm_fast.traced import search as searches
 from sdsgsm_fast.traced.convolution import Convolution
@@ -142,7 +146,7 @@ def test_whose_gradient_is_its_own_business_runs_itself(name: str) -> None:
 def test_a_search_is_kept_while_the_weights_stay(monkeypatch: pytest.MonkeyPatch) -> None:
     traces = []
     original = searches.trace
-    monkeypatch.setattr(searches, "trace", lambda *a: traces.append(1) or original(*a))
+    monkeypatch.setattr(searches, "trace", lambda *a, **k: traces.append(1) or original(*a, **k))
     net, images = convnet(), torch.rand(4, 3, 16, 16)
     labels = predicted(net, images)
     attack = BIM(net, steps=4, early_stop=False)
@@ -194,6 +198,119 @@ def test_passes_of_a_search_do_not_depend_on_the_batch(monkeypatch: pytest.Monke
         alone = attack.run(images[i : i + 1], labels[i : i + 1])
         assert torch.equal(alone.passes.forward[0], whole.passes.forward[i])
         assert torch.equal(alone.passes.backward[0], whole.passes.backward[i])
+
+
+def _clamped(net: nn.Module, images: Tensor) -> float:
+    """The largest activation of an image of noise, below those of the images."""
+    return float(net[0](noise_like(images)).max())
+
+
+@pytest.mark.parametrize("how", ["module", "attribute", "hook", "forward", "data"])
+def test_a_model_that_was_changed_is_traced_again(how: str) -> None:
+    """Also where an image of noise does not show it."""
+
+    class Limited(nn.Module):
+        limit = 1e9
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x.clamp(max=self.limit)
+
+    net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), Limited(), nn.Flatten(), nn.Linear(1568, 5))
+    images = torch.rand(30, 3, 16, 16)
+    images[:, :, ::2] *= torch.rand(30, 1, 1, 1) * 4
+    images = images.clamp(0, 1)
+    attack = BIM(net, eps=0.02, steps=5)
+    attack(images, predicted(net, images))
+    most = _clamped(net, images)
+    if how == "module":
+        net[2] = nn.Hardtanh(0, most)
+    elif how == "attribute":
+        net[2].limit = most
+    elif how == "hook":
+        net[2].register_forward_hook(lambda m, x, y: y.clamp(max=most))
+    elif how == "forward":
+        net[2].forward = lambda x: x.clamp(max=most)
+    else:
+        net[0].weight.data[2].neg_()
+    labels = predicted(net, images)
+    found = attack.run(images, labels)
+    strict = BIM(net, eps=0.02, steps=5, precision="float32").run(images, labels)
+    assert torch.equal(found.skipped, strict.skipped)
+    assert torch.equal(found.success, predicted(net, found.adv) != labels)
+    assert float((found.adv - strict.adv).abs().mean()) < 1e-5
+
+
+CACHE: dict[int, Tensor] = {}
+
+
+class Caching(nn.Module):
+    """Keeps a tensor in a global, by the width of the images."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = convnet()
+        self.grid: Tensor | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        width = x.shape[-1]
+        if width not in CACHE:
+            CACHE[width] = torch.linspace(0, 0.01, width, device=x.device)
+        if self.grid is None:
+            self.grid = torch.linspace(0, 0.01, width, device=x.device)
+        return self.net(x + CACHE[width] + self.grid)
+
+
+@pytest.mark.parametrize("kind", ["module", "lambda", "partial", "method"])
+def test_caches_outside_the_model_stay_clean(kind: str) -> None:
+    CACHE.clear()
+    net, images = Caching().eval(), torch.rand(3, 3, 16, 16)
+    seen: dict[str, Tensor] = {}
+    net.net[0].register_forward_hook(lambda m, x, y: seen.update(last=y))
+    model = {
+        "module": net, "lambda": lambda x: net(x), "partial": functools.partial(net),
+        "method": net.forward,
+    }[kind]  # fmt: skip
+    labels = torch.zeros(3, dtype=torch.int64)
+    found = BIM(model, steps=4)(images, labels)
+    assert not any(t.is_meta for t in (*CACHE.values(), net.grid, *seen.values()))
+    assert torch.allclose(
+        found, BIM(model, steps=4, precision="float32")(images, labels), atol=0.02
+    )
+    assert net(images).isfinite().all()
+
+
+def test_steps_and_gates_are_left_to_the_model() -> None:
+    def gated(m: nn.ModuleDict, x: Tensor) -> Tensor:
+        with torch.no_grad():
+            gate = (x.mean((1, 2, 3)) - 0.75).relu()
+        return m["a"](x) + gate[:, None, None, None]
+
+    def guarded(m: nn.ModuleDict, x: Tensor) -> Tensor:
+        if x.requires_grad:
+            x = x + 0
+            x.register_hook(torch.nan_to_num)
+        return m["a"](x)
+
+    def drawing(m: nn.ModuleDict, x: Tensor) -> Tensor:
+        return m["a"](x.flip(3) if torch.rand(()) < 0.5 else x)
+
+    images = torch.rand(3, 3, 16, 16)
+    for body in (gated, guarded, drawing):
+        classifier = Classifier(zoo.Net(body, {"a": zoo.conv(3, 8)}, 8).eval())
+        with classifier.frozen():
+            assert prepare(classifier, images, torch.float32, "auto", None) is None
+    net = zoo.Net(lambda m, x: m["a"]((x > 0.5).float() + x), {"a": zoo.conv(3, 8)}, 8).eval()
+    assert Search(Classifier(net), images, torch.float32, "auto").doubt == torch.inf
+
+
+def test_copies_of_an_attack_trace_for_themselves() -> None:
+    images = torch.rand(3, 3, 16, 16)
+    attack, labels = BIM(convnet(), steps=4), torch.zeros(3, dtype=torch.int64)
+    result = attack.run(images, labels)
+    for copied in (copy.deepcopy(attack), pickle.loads(pickle.dumps(attack))):
+        assert torch.equal(copied(images, labels), result.adv)
+    assert torch.equal(pickle.loads(pickle.dumps(result)).adv, result.adv)
+    assert attack.classifier.search is not None
 
 
 def test_bfloat16_is_searched_by_the_trace_too() -> None:

@@ -10,10 +10,21 @@ from torch import Tensor, nn
 from ..classifier import Classifier
 from ..noise import noise_like
 from .lower import lower
+from .snapshot import Snapshot
 from .trace import trace
 
 LOGITS = 1000  # largest deviation of a logit from the model's, in units of rounding
 GRADIENT = {torch.float32: 0.02, torch.bfloat16: 0.5}  # of the gradient, by its norm
+
+
+STEPS = frozenset(
+    (
+        *("round", "floor", "ceil", "trunc", "frac", "fix", "sign", "sgn", "heaviside", "fmod"),
+        *("remainder", "floor_divide", "bucketize", "argmax", "argmin", "argsort", "topk", "sort"),
+        *("gt", "ge", "lt", "le", "eq", "ne", "logical_not", "nonzero", "isnan"),
+    )
+)
+"""Operations that make a step of a rounding error: a verdict after one is always in doubt."""
 
 
 class Search:
@@ -37,10 +48,15 @@ class Search:
     def __init__(
         self, classifier: Classifier, images: Tensor, dtype: torch.dtype, backend: str
     ) -> None:
+        graph = trace(classifier, images, differentiable=True)
         self.dtype = dtype
-        self.exact = dtype == classifier.input_dtype(images)
-        self.network = lower(trace(classifier, images), dtype, images.device, backend)
-        self.state = state_of(classifier.module)
+        self.exact = dtype == classifier.input_dtype(images) and not graph.has(STEPS)
+        self.network = lower(graph, dtype, images.device, backend)
+        self.weights, self.objects = weights_of(classifier.module), Snapshot(classifier.model)
+
+    def current(self, classifier: Classifier) -> bool:
+        """Whether neither weights nor objects of the model have changed since."""
+        return self.weights == weights_of(classifier.module) and self.objects.unchanged()
 
     def __call__(self, inputs: Tensor) -> Tensor:
         """Logits (B, K) of inputs that are normalised."""
@@ -85,8 +101,7 @@ def prepare(
 ) -> Search | None:
     """`known` again if it still is the model, else another; None where the model runs itself."""
     try:
-        current = known is not None and known.state == state_of(classifier.module)
-        if known is not None and current and known.agrees(classifier, images):
+        if known is not None and known.current(classifier) and known.agrees(classifier, images):
             return known
         search = Search(classifier, images, dtype, backend)
         return search if search.agrees(classifier, images) else None
@@ -94,7 +109,7 @@ def prepare(
         return None
 
 
-def state_of(module: nn.Module | None) -> Any:
+def weights_of(module: nn.Module | None) -> Any:
     """What changes when the weights do; an object like no other where that cannot be told."""
     if module is None:
         return object()

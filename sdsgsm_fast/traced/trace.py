@@ -10,11 +10,9 @@ from __future__ import annotations
 
 import sys
 import threading
-from collections import deque
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType
 from typing import Any
 
 import torch
@@ -23,6 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_iter, tree_map, tree_unflatten
 
 from ..classifier import Classifier
+from .snapshot import Snapshot
 
 BATCHES = (7, 11)
 """Sizes of the two batches: not 1, which broadcasts, and with no quotient or share in common."""
@@ -30,9 +29,6 @@ BATCHES = (7, 11)
 _TRACING = threading.Lock()  # the stance of torch.compile is one for all threads
 
 BOUND_TO_A_LAYOUT = ("as_strided", "_reshape_alias", "set_", "resize_")
-
-
-NOT_HOLDERS = (type, ModuleType, FunctionType, BuiltinFunctionType, Tensor, torch.dtype)
 
 
 class TraceError(Exception):
@@ -121,7 +117,7 @@ class Graph:
         return any(node.name in names for node in self.nodes)
 
 
-def trace(classifier: Classifier, images: Tensor) -> Graph:
+def trace(classifier: Classifier, images: Tensor, *, differentiable: bool = False) -> Graph:
     """Record what the model does with inputs of the images' size, without running it on data.
 
     Parameters
@@ -130,6 +126,9 @@ def trace(classifier: Classifier, images: Tensor) -> Graph:
         Its module is expected to be frozen.
     images
         (B, C, H, W), of which only shape, dtype and device are used.
+    differentiable
+        Also refuse what makes the gradient another than that of the operations: parts without
+        gradient, hooks on tensors.
 
     Raises
     ------
@@ -139,7 +138,7 @@ def trace(classifier: Classifier, images: Tensor) -> Graph:
     """
     # Under inference mode composite operations would be recorded whole, by other names.
     with _TRACING, torch.inference_mode(False):
-        first, second = (_record(classifier, images, batch) for batch in BATCHES)
+        first, second = (_record(classifier, images, batch, differentiable) for batch in BATCHES)
     graph = _unify(first, second)
     for node in graph.nodes:
         if node.op is not None and torch.Tag.nondeterministic_seeded in node.op.tags:
@@ -147,16 +146,19 @@ def trace(classifier: Classifier, images: Tensor) -> Graph:
     return graph
 
 
-def _record(classifier: Classifier, images: Tensor, batch: int) -> Graph:
+def _record(classifier: Classifier, images: Tensor, batch: int, differentiable: bool) -> Graph:
     dtype = classifier.input_dtype(images)
     inputs = torch.empty(batch, *images.shape[1:], dtype=dtype, device="meta")
-    recorder = _Recorder(inputs, images.device)
+    if differentiable:
+        inputs = inputs.requires_grad_().clone()  # no leaf, so that it may be written
+    recorder = _Recorder(inputs, images.device, differentiable)
+    random = torch.get_rng_state()
     try:
         with (
-            _attributes_kept(classifier.model),
+            _kept(classifier.model),
             _uncompiled(),
             torch.autocast(images.device.type, enabled=False),
-            torch.no_grad(),
+            torch.set_grad_enabled(differentiable),
             recorder,
         ):
             output = classifier.model(inputs)
@@ -171,6 +173,10 @@ def _record(classifier: Classifier, images: Tensor, batch: int) -> Graph:
     recorder.last = "output"
     if not isinstance(logits, Tensor) or not recorder.made(logits):
         raise TraceError("output: the logits do not depend on the images")
+    if not torch.equal(torch.get_rng_state(), random):
+        raise TraceError("output: the model draws random numbers")
+    if differentiable and any(t._backward_hooks for t in recorder.tensors()):
+        raise TraceError("output: a hook may change the gradient")
     return _alive(Graph(recorder.nodes, recorder.value_of(logits)))
 
 
@@ -184,49 +190,13 @@ def _uncompiled() -> AbstractContextManager[Any]:
 
 
 @contextmanager
-def _attributes_kept(model: Any) -> Iterator[None]:
-    """Undo what a forward pass keeps on its objects, lest tensors without data stay there."""
-    kept = [(holder, holder.copy()) for holder in _holders(model)]
+def _kept(model: Any) -> Iterator[None]:
+    """Undo what a pass leaves on the model's objects, lest tensors without data stay there."""
+    snapshot = Snapshot(model)
     try:
         yield
     finally:
-        for holder, before in kept:
-            if _contents(holder) != _contents(before):
-                holder.clear()
-                (holder.update if isinstance(holder, (dict, set)) else holder.extend)(before)
-
-
-def _contents(holder: Any) -> Any:
-    """Which objects a dict, list or set holds."""
-    if isinstance(holder, dict):
-        return [(id(key), id(value)) for key, value in holder.items()]
-    ids = [id(value) for value in holder]
-    return sorted(ids) if isinstance(holder, set) else ids
-
-
-def _holders(model: Any) -> list[Any]:
-    """The attributes of a model and of all objects in it, and their dicts, lists and sets."""
-    found: dict[int, Any] = {}
-    waiting = [model]
-    while waiting:
-        value = waiting.pop()
-        if isinstance(value, (dict, list, set, deque)):
-            holder = value
-        elif isinstance(value, MethodType):
-            waiting.append(value.__self__)
-            continue
-        elif isinstance(value, tuple):
-            waiting.extend(value)
-            continue
-        elif isinstance(value, NOT_HOLDERS) or not hasattr(value, "__dict__"):
-            continue
-        else:
-            holder = vars(value)
-        if id(holder) in found:
-            continue
-        found[id(holder)] = holder
-        waiting.extend(holder.values() if isinstance(holder, dict) else holder)
-    return list(found.values())
+        snapshot.restore()
 
 
 class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -235,9 +205,9 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     Operations on the model's own tensors alone run as usual: their results are constants.
     """
 
-    def __init__(self, inputs: Tensor, device: torch.device) -> None:
+    def __init__(self, inputs: Tensor, device: torch.device, differentiable: bool) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.device = device
+        self.device, self.differentiable = device, differentiable
         self.last = "input"
         self.nodes = [Node(None, (), {}, (tuple(inputs.shape),), (inputs.dtype,))]
         self._values: dict[int, Value] = {id(inputs): Value(0)}
@@ -245,6 +215,10 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._twins: dict[int, Tensor] = {}
         self._sharing: dict[int, list[int]] = {_storage(inputs): [id(inputs)]}
         self._stale: set[int] = set()
+
+    def tensors(self) -> list[Tensor]:
+        """All results, and the input."""
+        return [t for t in self._alive if isinstance(t, Tensor)]
 
     def made(self, tensor: Tensor) -> bool:
         """Whether a recorded operation made `tensor`."""
@@ -280,6 +254,8 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.last = func.overloadpacket.__name__
         if self.last in BOUND_TO_A_LAYOUT:
             raise TraceError(f"{self.last}: depends on the layout in memory")
+        if self.differentiable and not torch.is_grad_enabled():
+            raise TraceError(f"{self.last}: runs without gradient")
         if "device" in kwargs:
             kwargs["device"] = torch.device("meta")
         written = args[0] if func._schema.is_mutable else None
