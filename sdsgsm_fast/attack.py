@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from . import checks, losses, ops
-from .classifier import Classifier, Model, StandIn
+from .classifier import Classifier, Model
 from .domains import Clean, Domain, Gradient, Measured, Occlusion, measure
 from .loop import Batch, Flags, Ints, Loop
 from .numerics import Setting, compute_dtype
@@ -51,6 +51,7 @@ class Settings(TypedDict, total=False):
 
 
 CPU_SLOTS = 64
+KINDS = 8  # of images, for which traces are kept
 LEAST_UPDATES = 4  # of an image, for which a trace is worth its time
 CUDA_SLOTS = 4096  # not measured
 
@@ -191,7 +192,7 @@ class Attack:
         self.batch_size = batch_size
         self.seed = seed
         self.progress = reporter(progress)
-        self._searches: dict[Any, Search] = {}  # the last one
+        self._searches: dict[Any, Search] = {}  # by the kind of images
         self._check_settings()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -309,9 +310,9 @@ class Attack:
                 finished = [self._result(p) for p in open_ if not p.batch.left]
             open_ = [p for p in open_ if p.batch.left]
             yield from finished
-            if finished and loop is not None and open_:
+            if finished and open_:
                 with self._working():
-                    loop.search = self._again(open_[0].batch.images, loop.search)
+                    self._model_is_back(open_)
 
     @contextmanager
     def _working(self) -> Iterator[None]:
@@ -343,7 +344,8 @@ class Attack:
         if not len(exact):
             nothing = Measured(exact.new_empty((0, *exact.shape[2:])))
             return self._prepared(exact, given, judge, places, nothing, labels == labels, None, 0)
-        self.classifier.search = self._search(exact)
+        self._prepare_search(exact)
+        self.classifier.search = self.search_for(exact)
         before = self.classifier.forwards
         clean, asked = self._evaluate_clean(exact, labels, target)
         measured = measure(
@@ -371,7 +373,7 @@ class Attack:
             _on(images, self.eps), _on(images, self.alpha), _on(images, self.background), grad,
             places.cpu().long().numpy(), (correct & moves).cpu().numpy(),
             (none + torch.as_tensor(forward).cpu()).numpy(), (none + by_gradient).numpy(),
-            shared=by_gradient, search=self.classifier.search,
+            shared=by_gradient,
         )  # fmt: skip
         return _Prepared(batch, given, ~correct, places, measured, judge)
 
@@ -390,23 +392,31 @@ class Attack:
         )  # fmt: skip
         return result if p.given.dtype == b.images.dtype else _narrowed(result, p.given)
 
-    def _search(self, images: Tensor) -> Search | None:
-        """What stands in for the model while it searches; None for the model itself."""
+    def search_for(self, images: Tensor) -> Search | None:
+        """What stands in for the model in a search with images of this kind; None for itself."""
+        return self._searches.get(_kind(images))
+
+    def _prepare_search(self, images: Tensor) -> None:
+        """Trace the model for images of this kind, or look whether an earlier trace still holds."""
         kind, precision = self.classifier.input_dtype(images), self.classifier.precision
         many = self.steps * self.restarts >= LEAST_UPDATES
+        known = self._searches.pop(_kind(images), None)
         if kind != torch.float32 or precision == "float32" or not (many or precision != "auto"):
-            return None
+            return
         reduced = precision == "bfloat16" or bfloat16_pays(images.device)
         dtype = torch.bfloat16 if reduced else kind
-        key = (images.shape[1:], images.dtype, images.device)
-        found = prepare(self.classifier, images, dtype, self.backend, self._searches.get(key))
-        self._searches = {} if found is None else {key: found}
-        return found
+        found = prepare(self.classifier, images, dtype, self.backend, known)
+        if found is not None:
+            self._searches[_kind(images)] = found
+        for oldest in list(self._searches)[:-KINDS]:
+            del self._searches[oldest]
 
-    def _again(self, images: Tensor, known: StandIn | None) -> StandIn | None:
-        """What stands in after the model has been in its owner's hands."""
-        current = isinstance(known, Search) and known.current(self.classifier)
-        return known if current else self._search(images)
+    def _model_is_back(self, open_: list[_Prepared]) -> None:
+        """Look at the model again after it was in its owner's hands."""
+        for images in {_kind(p.batch.images): p.batch.images for p in open_}.values():
+            known = self.search_for(images)
+            if known is not None and not known.current(self.classifier):
+                self._prepare_search(images)
 
     def _evaluate_clean(
         self, images: Tensor, labels: Tensor, target: Tensor | None
@@ -533,6 +543,11 @@ def _unpacked(
         checks.tensor(name, value)
     moved = [value if device is None else value.to(device, non_blocking=True) for value in item]
     return moved[0], moved[1], moved[2] if len(moved) == 3 else None
+
+
+def _kind(images: Tensor) -> Any:
+    """What images have in common that one trace serves."""
+    return images.shape[1:], images.dtype, images.device
 
 
 def _on(images: Tensor, value: Setting) -> Setting:

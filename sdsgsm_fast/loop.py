@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from . import checks, losses, ops
-from .classifier import StandIn
 from .noise import uniform_noise
 from .numerics import Setting, allocation, column
 from .result import fooled
@@ -49,8 +48,6 @@ class Batch:
         ∇L of the clean images; None where the attack starts elsewhere.
     places
         (B,) the images' places in their data set.
-    search
-        What stands in for the model in a search with images of this kind, or None.
     shared
         Whether `backward` has that gradient's pass already.
     todo
@@ -78,7 +75,6 @@ class Batch:
     forward: Ints
     backward: Ints
     shared: bool
-    search: StandIn | None
     adv: Tensor = field(init=False)
     success: Flags = field(init=False)
     updates: Ints = field(init=False)
@@ -118,7 +114,6 @@ class Loop:
         self.numbers: dict[str, float] = {}  # those of ε, α and β that are one for all
         self.used = np.zeros(0, dtype=SLOT)
         self.grad: Tensor | None = None  # of the slots in use, until they are updated
-        self.search: StandIn | None = None
 
     def add(self, batch: Batch) -> None:
         """Let a batch's images wait for slots."""
@@ -138,7 +133,7 @@ class Loop:
     def step(self) -> None:
         """Let images into free slots, update all once, and see who is done."""
         self._fill()
-        self.classifier.search = self.search
+        self.classifier.search = self.attack.search_for(self.held["images"])
         success, grad = self._look()
         last = self.used["updates"] == self.attack.steps
         again = last & ~success & (self.used["restart"] + 1 < self.attack.restarts)
@@ -175,7 +170,6 @@ class Loop:
         rows, batch.waiting = batch.waiting[:room], batch.waiting[room:]
         if not len(self.used):
             self._allocate(batch)
-        self.search = batch.search
         first = len(self.used)
         slots, index = slice(first, first + len(rows)), torch.from_numpy(rows).to(batch.adv.device)
         for name in HELD:
