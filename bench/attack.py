@@ -468,7 +468,7 @@ def sections(device: str, quick: bool) -> dict[str, Callable[[], list[dict[str, 
         "photonet": lambda: tables("photonet", photonet, [64, 1024, 8192] if gpu else [256]),
         "resnet18": lambda: tables("resnet18", resnet18, [64, 1024, 8192] if gpu else [64]),
         "overhead": overheads,
-        "stream": lambda: stream(photonet(), 1000 if quick else 5000, 250, rounds),
+        "stream": lambda: stream(photonet(), 1000 if quick else 5000, 250, 1 if quick else 2),
     }
     return found | ({"resnet50": large} if gpu else {})
 
