@@ -1,6 +1,6 @@
 # make demo   attack the embedded classifier: table, JSON and figure in ./sdsgsm-demo
 # make test   ruff, mypy and every test
-# make bench  the benchmarks of kernels and occlusion on this machine, half an hour
+# make bench  the benchmarks of kernels, occlusion and attacks on this machine, an hour
 # All start from a fresh clone: they make .venv, install the pinned versions and build the kernels.
 
 ifneq ($(words $(MAKEFILE_LIST)),1)
@@ -27,6 +27,7 @@ bench: $(VENV)/.installed
 	$(BIN)/python $(ROOT)/bench/update.py $(BENCH_ARGS)
 	$(BIN)/python $(ROOT)/bench/occlude.py $(BENCH_ARGS)
 	$(BIN)/python $(ROOT)/bench/occlusion.py $(BENCH_ARGS)
+	$(BIN)/python $(ROOT)/bench/attack.py $(BENCH_ARGS)
 
 lint: $(VENV)/.installed
 	cd $(ROOT) && $(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy

@@ -90,6 +90,7 @@ def main() -> None:
         "update": figures(folder / "update.json"),
         "occlude": figures(folder / "occlude.json"),
         "occlusion": figures(folder / "occlusion.json"),
+        "attack": figures(folder / "attack.json"),
     }
     write_json(out, found)
     for name, step in outcome.items():

@@ -51,5 +51,6 @@ fi
 step update timeout -k 5 150 "$python" bench/update.py --json "$logs/update.json"
 step occlude timeout -k 5 100 "$python" bench/occlude.py --json "$logs/occlude.json"
 step occlusion timeout -k 5 150 "$python" bench/occlusion.py --json "$logs/occlusion.json"
+step attack timeout -k 5 200 "$python" bench/attack.py --quick --json "$logs/attack.json"
 "$python" bench/gather.py "$logs" "$out" || failed=1
 exit $failed

@@ -11,14 +11,14 @@ import test_conformance
 import torch
 import zoo
 from conformance import Case, of_kind
-from nets import Looking, convnet
+from nets import Looking, convnet, predicted
 from test_kernels import DTYPES, given, settings, ulp
 from test_operators import NUMBERS, passes, step
 from test_paste import SIZES, by_hand
 from test_paste import case as paste_case
 from torch import Tensor
 
-from sdsgsm_fast import SDSGSM, occlusion_map, occlusion_scores, operators, ops
+from sdsgsm_fast import SDSGSM, SmoothingOnly, occlusion_map, occlusion_scores, operators, ops
 from sdsgsm_fast.backends import native, triton
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
@@ -263,3 +263,21 @@ def test_an_attack_finds_what_the_reference_finds(kernels: str) -> None:
         for b in (kernels, "reference")
     ]
     assert torch.allclose(*maps, atol=1e-5)
+
+
+@pytest.mark.parametrize("precision", ["auto", "bfloat16", "float32"])
+def test_searches_and_streams(precision: str) -> None:
+    """The traced model stands in on a GPU too, and the model has the last word."""
+    net = zoo.wide().eval().cuda()
+    images = torch.rand(40, 3, 24, 20, device="cuda")
+    labels = predicted(net, images)
+    attack = SmoothingOnly(net, eps=0.1, steps=8, batch_size=16, precision=precision)
+    result = attack.run(images, labels)
+    assert (attack.classifier.search is None) == (precision == "float32")
+    assert torch.equal(result.success, predicted(net, result.adv) != labels)
+    strict = SmoothingOnly(net, eps=0.1, steps=8, precision="float32").run(images, labels)
+    assert abs(int(result.success.sum()) - int(strict.success.sum())) <= 2
+    batches = zip(images.cpu().split(7), labels.cpu().split(7), strict=True)
+    streamed = sorted(attack.stream(batches, device="cuda"), key=lambda r: int(r.index[0]))
+    found = torch.cat([r.success for r in streamed])
+    assert (found != result.success).double().mean() <= 0.1
