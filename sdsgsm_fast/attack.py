@@ -68,7 +68,6 @@ class _Prepared:
     batch: Batch
     given: Tensor
     skipped: Tensor
-    places: Tensor
     measured: Measured
     judge: Judge
 
@@ -375,7 +374,7 @@ class Attack:
             (none + torch.as_tensor(forward).cpu()).numpy(), (none + by_gradient).numpy(),
             shared=by_gradient,
         )  # fmt: skip
-        return _Prepared(batch, given, ~correct, places, measured, judge)
+        return _Prepared(batch, given, ~correct, measured, judge)
 
     def _result(self, p: _Prepared) -> AttackResult:
         """Everything that was found out about a batch."""
