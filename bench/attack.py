@@ -80,7 +80,7 @@ def trained_resnet18() -> nn.Module:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     net.to(device).train()
     model = Normalised(net).to(device)
-    rounds, batch = 4, 64
+    rounds, batch = 10, 64
     total = rounds * (len(images) // batch)
     optimizer = torch.optim.SGD(net.parameters(), lr=0.01, momentum=0.9, weight_decay=5e-4)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=0.05, total_steps=total)
@@ -95,7 +95,7 @@ def trained_resnet18() -> nn.Module:
         optimizer.step()
         schedule.step()
         if step % 25 == 24:
-            print(f"  step {step + 1} of {total}, loss {float(loss):.3f}", flush=True)
+            print(f"  step {step + 1} of {total}, loss {loss.item():.3f}", flush=True)
     net.cpu().eval()
     CACHE.mkdir(exist_ok=True)
     save_file(net.state_dict(), path)
