@@ -61,18 +61,18 @@ PYBIND11_MODULE(_native_cpu, m) {
   def_occlude<decltype(occlude), int>(m, occlude);
   def_window_mean<decltype(window_mean), int>(m, window_mean);
   def_paste<decltype(paste), int>(m, paste);
-  // Sizes: batch, channels, outputs, in_h, in_w, out_h, out_w, rows above, columns before.
+  // Sizes: batch, channels, outputs, in_h, in_w, out_h, out_w, rows above, columns before, tile.
   m.def("winograd", [](uintptr_t x, uintptr_t weight, uintptr_t bias, uintptr_t other,
-                       uintptr_t out, const std::array<int64_t, 9>& s, bool relu, int threads) {
+                       uintptr_t out, const std::array<int64_t, 10>& s, bool relu, int threads) {
     const WinogradCall call{at<const float>(x), at<const float>(weight), at<const float>(bias),
                             at<const float>(other), at<float>(out), s[0], s[1], s[2], s[3], s[4],
-                            s[5], s[6], s[7], s[8], relu};
+                            s[5], s[6], s[7], s[8], s[9], relu};
     py::gil_scoped_release released;
     chosen->winograd(call, threads);
   });
   m.def("winograd_pack", [](uintptr_t weight, uintptr_t out, int64_t outputs, int64_t channels,
-                            int threads) {
-    const WinogradPackCall call{at<const float>(weight), at<float>(out), outputs, channels};
+                            int64_t tile, int threads) {
+    const WinogradPackCall call{at<const float>(weight), at<float>(out), outputs, channels, tile};
     py::gil_scoped_release released;
     chosen->winograd_pack(call, threads);
   });

@@ -144,7 +144,7 @@ void winograd(const Kernels& kernels) {
   Array x, weight, bias, other;
   WinogradCall call{};
   for (int64_t* at : {&call.batch, &call.channels, &call.outputs, &call.in_h, &call.in_w,
-                      &call.out_h, &call.out_w, &call.above, &call.before})
+                      &call.out_h, &call.out_w, &call.above, &call.before, &call.tile})
     *at = take<int64_t>();
   call.relu = take<int64_t>() != 0;
   std::vector<float> out(size_t(call.batch * call.out_h * call.out_w * call.outputs));

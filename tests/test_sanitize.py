@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import shutil
 import struct
@@ -214,14 +215,14 @@ def test_paste(driver: Path, isa: str, crops: str) -> None:
 
 @pytest.mark.parametrize("isa", _native_cpu.isas())
 def test_winograd(driver: Path, isa: str) -> None:
-    for number in range(len(CONVOLUTIONS)):
+    for number, tile in itertools.product(range(len(CONVOLUTIONS)), winograd.TILES):
         x, weight, bias, other, padding = convolution_case(number)
         maps = [t.permute(0, 2, 3, 1).contiguous() for t in (x, other)]
         sizes = (len(x), x.shape[1], len(weight), *x.shape[2:], *other.shape[2:], *padding)
         request = (
             ints(WINOGRAD, ISAS[isa])
-            + b"".join(array(t) for t in (maps[0], winograd.pack(weight), bias, maps[1]))
-            + ints(*sizes, 1)
+            + b"".join(array(t) for t in (maps[0], winograd.pack(weight, tile), bias, maps[1]))
+            + ints(*sizes, tile, 1)
         )
         found, rest = read(run(driver, request), maps[1])
         assert not rest

@@ -1,136 +1,187 @@
-// Winograd's F(2×2, 3×3) (Lavin & Gray, CVPR 2016): a tile of 2×2 outputs takes 16 products where
-// a convolution takes 36. The 16 transformed inputs of a block of tiles stay in the cache of one
-// core, and so do its products with one panel of outputs.
+// Winograd's F(2×2, 3×3) and F(4×4, 3×3) (Lavin & Gray, CVPR 2016): a tile of 2×2 outputs takes 16
+// products where a convolution takes 36, one of 4×4 outputs 36 where it takes 144. The transformed
+// inputs of a block of tiles stay in the cache of one core, and so do its products with one panel
+// of outputs.
 //
 // The file that includes this one defines kLanes, the floats of a vector, and kRows and kVecs: the
 // sums of kRows tiles by kVecs vectors of outputs fit the registers.
 
-constexpr int64_t kTiles = 96;         // of a block, a multiple of kRows
-constexpr int64_t kCached = 2000000;   // floats of a block's transformed inputs
-constexpr int64_t kApart = 16;         // floats between planes and rows: else they share cache sets
+constexpr int64_t kTiles = 48;        // of a block, a multiple of kRows
+constexpr int64_t kCached = 500000;   // floats of a block's transformed inputs
+constexpr int64_t kApart = 16;        // floats between planes and rows: else they share cache sets
+constexpr int64_t kStreamed = 1 << 20;  // floats of weights beyond which no core should read all
 
 typedef float Vec __attribute__((vector_size(4 * kLanes), aligned(4), may_alias));
 
 SDSGSM_HD Vec vec(const float* at) { return *reinterpret_cast<const Vec*>(at); }
 SDSGSM_HD void put(float* at, Vec value) { *reinterpret_cast<Vec*>(at) = value; }
 
-// Bᵀ·d·B of a 4×4 tile of inputs, in place.
-template <class V>
-SDSGSM_HD void transform_input(V (&d)[16]) {
-#pragma GCC unroll 4
-  for (int i = 0; i < 4; ++i) {
-    V *r = d + 4 * i, a = r[0] - r[2], b = r[1] + r[2], c = r[2] - r[1], e = r[1] - r[3];
-    r[0] = a, r[1] = b, r[2] = c, r[3] = e;
-  }
-#pragma GCC unroll 4
-  for (int j = 0; j < 4; ++j) {
-    V *r = d + j, a = r[0] - r[8], b = r[4] + r[8], c = r[8] - r[4], e = r[4] - r[12];
-    r[0] = a, r[4] = b, r[8] = c, r[12] = e;
-  }
-}
+// Each tile size says how one line of it is transformed: Bᵀ·d, Aᵀ·m and G·g, `step` values apart.
 
-// Aᵀ·m·A: 4×4 products to 2×2 outputs.
-template <class V>
-SDSGSM_HD void transform_output(const V (&m)[16], V (&y)[4]) {
-  V t[8];
-#pragma GCC unroll 4
-  for (int j = 0; j < 4; ++j) {
-    t[j] = m[j] + m[4 + j] + m[8 + j];
-    t[4 + j] = m[4 + j] - m[8 + j] - m[12 + j];
-  }
-#pragma GCC unroll 2
-  for (int i = 0; i < 2; ++i) {
-    y[2 * i] = t[4 * i] + t[4 * i + 1] + t[4 * i + 2];
-    y[2 * i + 1] = t[4 * i + 1] - t[4 * i + 2] - t[4 * i + 3];
-  }
-}
+struct Two {  // from the points 0, ±1 and ∞
+  static constexpr int kOut = 2, kIn = 4;
 
+  template <class V>
+  SDSGSM_HD void input(V* d, int s) {
+    const V a = d[0] - d[2 * s], b = d[s] + d[2 * s], c = d[2 * s] - d[s], e = d[s] - d[3 * s];
+    d[0] = a, d[s] = b, d[2 * s] = c, d[3 * s] = e;
+  }
+
+  template <class V>
+  SDSGSM_HD void output(const V* m, int s, V* y, int to) {
+    y[0] = m[0] + m[s] + m[2 * s];
+    y[to] = m[s] - m[2 * s] - m[3 * s];
+  }
+
+  static void weight(double a, double b, double c, double* g, int64_t s) {
+    g[0] = a;
+    g[s] = (a + b + c) / 2;
+    g[2 * s] = (a - b + c) / 2;
+    g[3 * s] = c;
+  }
+};
+
+// From the points 0, ±p, ±q and ∞. With p = 3/4 and q = 3/2 the rounding errors are a third of those
+// of the usual 1 and 2, and twice those of the smaller tile; all constants are exact.
+struct Four {
+  static constexpr int kOut = 4, kIn = 6;
+  static constexpr float p = 0.75f, q = 1.5f, pp = p * p, qq = q * q;
+
+  template <class V>
+  SDSGSM_HD void input(V* d, int s) {
+    const V a = d[4 * s] - qq * d[2 * s], b = p * d[3 * s] - p * qq * d[s];
+    const V c = d[4 * s] - pp * d[2 * s], e = q * d[3 * s] - q * pp * d[s];
+    const V first = pp * qq * d[0] - (pp + qq) * d[2 * s] + d[4 * s];
+    const V last = pp * qq * d[s] - (pp + qq) * d[3 * s] + d[5 * s];
+    d[0] = first, d[s] = a + b, d[2 * s] = a - b, d[3 * s] = c + e, d[4 * s] = c - e;
+    d[5 * s] = last;
+  }
+
+  template <class V>
+  SDSGSM_HD void output(const V* m, int s, V* y, int to) {
+    const V a = m[s] + m[2 * s], b = m[s] - m[2 * s];
+    const V c = m[3 * s] + m[4 * s], e = m[3 * s] - m[4 * s];
+    y[0] = m[0] + a + c;
+    y[to] = p * b + q * e;
+    y[2 * to] = pp * a + qq * c;
+    y[3 * to] = p * pp * b + q * qq * e + m[5 * s];
+  }
+
+  static void weight(double a, double b, double c, double* g, int64_t s) {
+    const double P = pp, Q = qq, of_p = 1 / (2 * P * (P - Q)), of_q = 1 / (2 * Q * (Q - P));
+    g[0] = a / (P * Q);
+    g[s] = (a + p * b + P * c) * of_p;
+    g[2 * s] = (a - p * b + P * c) * of_p;
+    g[3 * s] = (a + q * b + Q * c) * of_q;
+    g[4 * s] = (a - q * b + Q * c) * of_q;
+    g[5 * s] = c;
+  }
+};
+
+template <class Tile>
 class Winograd {
  public:
   Winograd(const WinogradCall& c, int threads) : call(c) {
-    down = (call.out_h + 1) / 2;
-    across = (call.out_w + 1) / 2;
+    down = (call.out_h + kOut - 1) / kOut;
+    across = (call.out_w + kOut - 1) / kOut;
     tiles = call.batch * down * across;
+    panels = (call.outputs + kPanel - 1) / kPanel;
     row = (call.channels + 15) / 16 * 16 + kApart;
-    const int64_t groups = (tiles + kRows - 1) / kRows;
-    team = int(groups < threads ? groups : threads);
-    int64_t most = kCached / (16 * row) / kRows * kRows;
+    const bool heavy = kPlanes * call.channels * call.outputs > kStreamed;
+    beside = heavy && panels >= threads ? threads : 1;
+    const int64_t groups = (tiles + kRows - 1) / kRows, most_rows = threads / beside;
+    below = groups < most_rows ? groups : most_rows;
+    int64_t most = kCached / (kPlanes * row) / kRows * kRows;
     most = most < kRows ? kRows : most > kTiles ? kTiles : most;
-    const int64_t rounds = (tiles + team * most - 1) / (team * most);
-    block = ((tiles + team * rounds - 1) / (team * rounds) + kRows - 1) / kRows * kRows;
+    const int64_t rounds = (tiles + below * most - 1) / (below * most);
+    block = ((tiles + below * rounds - 1) / (below * rounds) + kRows - 1) / kRows * kRows;
     plane = block * row + kApart;
     result = block * kPanel + kApart;
   }
 
   void run() const {
-    const int64_t blocks = (tiles + block - 1) / block;
-    const int64_t own = (16 * (plane + result) + row + 15) / 16 * 16;
+    const int64_t blocks = (tiles + block - 1) / block, team = below * beside;
+    const int64_t own = (kPlanes * (plane + result) + row + 15) / 16 * 16;
     float* scratch = static_cast<float*>(
         ::operator new(size_t(team * own) * sizeof(float), std::align_val_t(64)));
-    parallel_for(team, team, [&](int64_t worker) {
-      for (int64_t b = blocks * worker / team; b < blocks * (worker + 1) / team; ++b)
-        run_block(b * block, scratch + worker * own);
+    parallel_for(int(team), team, [&](int64_t worker) {
+      const int64_t down = worker / beside, side = worker % beside;
+      const int64_t from = panels * side / beside, to = panels * (side + 1) / beside;
+      for (int64_t b = blocks * down / below; b < blocks * (down + 1) / below; ++b)
+        run_block(b * block, from, to, scratch + worker * own);
     });
     ::operator delete(scratch, std::align_val_t(64));
   }
 
  private:
+  static constexpr int kOut = Tile::kOut, kIn = Tile::kIn, kPlanes = kIn * kIn;
+
   const WinogradCall& call;
   int64_t down, across, tiles;  // tiles a column, a row, in all
-  int64_t block;                // tiles that are worked on at once
-  int64_t row;                  // floats from one tile's inputs to the next one's
-  int64_t plane, result;        // floats from one of 16 matrices to the next: inputs, products
-  int team;
+  int64_t panels;
+  int64_t below, beside;  // threads that share the tiles, and the panels
+  int64_t block;          // tiles that are worked on at once
+  int64_t row;            // floats from one tile's inputs to the next one's
+  int64_t plane, result;  // floats from one of kPlanes matrices to the next: inputs, products
 
   struct Place {
     int64_t image, y, x;
   };
   Place place(int64_t tile) const {
     const int64_t at = tile % (down * across);
-    return {tile / (down * across), at / across * 2, at % across * 2};
+    return {tile / (down * across), at / across * kOut, at % across * kOut};
   }
 
-  void run_block(int64_t first, float* inputs) const {
+  void run_block(int64_t first, int64_t from, int64_t to, float* inputs) const {
     const int64_t count = tiles - first < block ? tiles - first : block;
     const int64_t rows = (count + kRows - 1) / kRows * kRows;
-    float *products = inputs + 16 * plane, *zeros = products + 16 * result;
+    float *products = inputs + kPlanes * plane, *zeros = products + kPlanes * result;
     memset(zeros, 0, size_t(row) * sizeof(float));
-    for (int64_t p = 0; p < rows; ++p) gather(first + p, p < count, zeros, inputs + p * row);
-    for (int64_t k = 0; k < call.outputs; k += kPanel) {
+    for (int64_t t = 0; t < rows; ++t) gather(first + t, t < count, zeros, inputs + t * row);
+    for (int64_t k = from * kPanel; k < to * kPanel && k < call.outputs; k += kPanel) {
       const int64_t width = call.outputs - k < kPanel ? call.outputs - k : kPanel;
-      const float* weight = call.weight + k * 16 * call.channels;
-      for (int i = 0; i < 16; ++i, weight += call.channels * kPanel)
+      const float* weight = call.weight + k * kPlanes * call.channels;
+      for (int i = 0; i < kPlanes; ++i, weight += call.channels * kPanel)
         for (int64_t r = 0; r < rows; r += kRows)
           multiply(inputs + i * plane + r * row, weight, width,
                    products + i * result + r * kPanel);
-      for (int64_t p = 0; p < count; ++p) scatter(first + p, k, width, products + p * kPanel);
+      for (int64_t t = 0; t < count; ++t) scatter(first + t, k, width, products + t * kPanel);
     }
+  }
+
+  // Bᵀ·d·B of a tile of inputs, in place.
+  template <class V>
+  SDSGSM_HD void transform(V (&d)[kPlanes]) {
+#pragma GCC unroll 6
+    for (int i = 0; i < kIn; ++i) Tile::input(d + kIn * i, 1);
+#pragma GCC unroll 6
+    for (int j = 0; j < kIn; ++j) Tile::input(d + j, kIn);
   }
 
   // The transformed inputs of a tile; zeros for one that only fills up the rows.
   void gather(int64_t tile, bool exists, const float* zeros, float* to) const {
     const int64_t channels = call.channels;
     const Place at = place(tile);
-    const float* from[16];
-    for (int i = 0; i < 16; ++i) {
-      const int64_t y = at.y + i / 4 - call.above, x = at.x + i % 4 - call.before;
+    const float* from[kPlanes];
+    for (int i = 0; i < kPlanes; ++i) {
+      const int64_t y = at.y + i / kIn - call.above, x = at.x + i % kIn - call.before;
       const bool inside = exists && y >= 0 && y < call.in_h && x >= 0 && x < call.in_w;
       from[i] = inside ? call.x + ((at.image * call.in_h + y) * call.in_w + x) * channels : zeros;
     }
     int64_t c = 0;
     for (; c + kLanes <= channels; c += kLanes) {
-      Vec d[16];
-#pragma GCC unroll 16
-      for (int i = 0; i < 16; ++i) d[i] = vec(from[i] + c);
-      transform_input(d);
-#pragma GCC unroll 16
-      for (int i = 0; i < 16; ++i) put(to + i * plane + c, d[i]);
+      Vec d[kPlanes];
+#pragma GCC unroll 36
+      for (int i = 0; i < kPlanes; ++i) d[i] = vec(from[i] + c);
+      transform(d);
+#pragma GCC unroll 36
+      for (int i = 0; i < kPlanes; ++i) put(to + i * plane + c, d[i]);
     }
     for (; c < channels; ++c) {
-      float d[16];
-      for (int i = 0; i < 16; ++i) d[i] = from[i][c];
-      transform_input(d);
-      for (int i = 0; i < 16; ++i) to[i * plane + c] = d[i];
+      float d[kPlanes];
+      for (int i = 0; i < kPlanes; ++i) d[i] = from[i][c];
+      transform(d);
+      for (int i = 0; i < kPlanes; ++i) to[i * plane + c] = d[i];
     }
   }
 
@@ -165,17 +216,23 @@ class Winograd {
       for (int j = 0; j < vectors; ++j) put(to + r * kPanel + j * kLanes, sum[r][j]);
   }
 
-  // A tile's outputs k … k + width - 1; a tile at the border has fewer than 2×2.
+  // A tile's outputs k … k + width - 1; a tile at the border has fewer than the others.
   void scatter(int64_t tile, int64_t k, int64_t width, const float* products) const {
     const Place at = place(tile);
     for (int64_t from = 0; from < width; from += kLanes) {
-      Vec m[16], y[4];
-#pragma GCC unroll 16
-      for (int i = 0; i < 16; ++i) m[i] = vec(products + i * result + from);
-      transform_output(m, y);
+      Vec half[kOut * kIn], y[kOut * kOut];
+#pragma GCC unroll 6
+      for (int j = 0; j < kIn; ++j) {
+        Vec m[kIn];
+#pragma GCC unroll 6
+        for (int i = 0; i < kIn; ++i) m[i] = vec(products + (i * kIn + j) * result + from);
+        Tile::output(m, 1, half + j, kIn);
+      }
 #pragma GCC unroll 4
-      for (int i = 0; i < 4; ++i) {
-        const int64_t row = at.y + i / 2, col = at.x + i % 2;
+      for (int i = 0; i < kOut; ++i) Tile::output(half + kIn * i, 1, y + kOut * i, 1);
+#pragma GCC unroll 16
+      for (int i = 0; i < kOut * kOut; ++i) {
+        const int64_t row = at.y + i / kOut, col = at.x + i % kOut;
         if (row >= call.out_h || col >= call.out_w) continue;
         const int64_t pixel = (at.image * call.out_h + row) * call.out_w + col;
         finish(y[i], pixel * call.outputs + k + from, k + from, width - from);
@@ -201,41 +258,46 @@ class Winograd {
 };
 
 void winograd(const WinogradCall& call, int threads) {
-  if (call.batch > 0 && call.outputs > 0) Winograd(call, threads).run();
-}
-
-// G times a column (a, b, c) of each kernel of a panel, to rows 0, step, 2·step and 3·step.
-void half_pack(const double* a, const double* b, const double* c, double (*to)[kPanel], int step) {
-  for (int64_t k = 0; k < kPanel; ++k) {
-    to[0][k] = a[k];
-    to[step][k] = (a[k] + b[k] + c[k]) / 2;
-    to[2 * step][k] = (a[k] - b[k] + c[k]) / 2;
-    to[3 * step][k] = c[k];
-  }
+  if (call.batch <= 0 || call.outputs <= 0) return;
+  if (call.tile == Four::kOut)
+    Winograd<Four>(call, threads).run();
+  else
+    Winograd<Two>(call, threads).run();
 }
 
 // G·g·Gᵀ of each kernel, in double.
-void winograd_pack(const WinogradPackCall& call, int threads) {
+template <class Tile>
+void pack(const WinogradPackCall& call, int threads) {
+  constexpr int64_t n = Tile::kIn;
   const int64_t panels = (call.outputs + kPanel - 1) / kPanel;
-  const int64_t values = panels * call.channels * 16 * kPanel;
+  const int64_t values = panels * call.channels * n * n * kPanel;
   parallel_for(workers(threads, panels, values), panels, [&](int64_t panel) {
     const int64_t first = panel * kPanel, left = call.outputs - first;
     const int64_t width = left < kPanel ? left : kPanel;
     for (int64_t c = 0; c < call.channels; ++c) {
-      double g[9][kPanel] = {};
+      double g[9][kPanel] = {}, half[n * 3][kPanel], whole[n][kPanel];
       for (int64_t k = 0; k < width; ++k) {
         const float* kernel = call.weight + ((first + k) * call.channels + c) * 9;
         for (int i = 0; i < 9; ++i) g[i][k] = kernel[i];
       }
-      double t[12][kPanel];  // G·g, 4×3
-      for (int j = 0; j < 3; ++j) half_pack(g[j], g[3 + j], g[6 + j], t + j, 3);
-      for (int i = 0; i < 4; ++i) {
-        double row[4][kPanel];
-        half_pack(t[3 * i], t[3 * i + 1], t[3 * i + 2], row, 1);
-        float* out = call.out + ((panel * 16 + 4 * i) * call.channels + c) * kPanel;
-        for (int j = 0; j < 4; ++j, out += call.channels * kPanel)
-          for (int64_t k = 0; k < kPanel; ++k) out[k] = float(row[j][k]);
+      for (int j = 0; j < 3; ++j)
+        for (int64_t k = 0; k < kPanel; ++k)
+          Tile::weight(g[j][k], g[3 + j][k], g[6 + j][k], &half[j][k], 3 * kPanel);
+      for (int64_t i = 0; i < n; ++i) {
+        const double(*t)[kPanel] = half + 3 * i;
+        for (int64_t k = 0; k < kPanel; ++k)
+          Tile::weight(t[0][k], t[1][k], t[2][k], &whole[0][k], kPanel);
+        float* out = call.out + ((panel * n + i) * n * call.channels + c) * kPanel;
+        for (int64_t j = 0; j < n; ++j, out += call.channels * kPanel)
+          for (int64_t k = 0; k < kPanel; ++k) out[k] = float(whole[j][k]);
       }
     }
   });
+}
+
+void winograd_pack(const WinogradPackCall& call, int threads) {
+  if (call.tile == Four::kOut)
+    pack<Four>(call, threads);
+  else
+    pack<Two>(call, threads);
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from copy import copy
 from functools import cache
 from typing import Any
@@ -43,7 +44,7 @@ class Layer:
 
     def form(self, height: int, width: int) -> str:
         """How outputs of a size are computed: "winograd", "product", "fused" or "plain"."""
-        if self.winograd and winograd.suits(height, width):
+        if self.winograd and winograd.tile_for(height, width):
             return "winograd"
         if not onednn_runs(self.convolution.weight):
             return "plain"
@@ -69,7 +70,7 @@ class Layer:
         size = c.size(x.shape[2], x.shape[3])
         form = self.form(*size)
         if form == "winograd":
-            weight = self._laid_out(form, lambda: winograd.pack(c.weight))
+            weight = self._transformed("winograd", lambda: c.weight, size)
             return winograd.convolve(x, weight, len(c.weight), c.bias, other, c.padding, c.relu)
         if form == "fused":
             return self._fused(x, other)
@@ -84,10 +85,10 @@ class Layer:
     def backward(self, grad: Tensor, x: Tensor) -> Tensor:
         """Gradient for an input like `x`, of which only the layout is read."""
         c = self.convolution
-        if self.winograd and winograd.suits(*x.shape[2:]) and max(c.padding) <= 2:
+        if self.form(*x.shape[2:]) == "winograd" and max(c.padding) <= 2:
             # The gradient of a 3×3 convolution is one with the kernels turned around.
-            weight = self._laid_out(
-                "gradient", lambda: winograd.pack(c.weight.flip(2, 3).transpose(0, 1))
+            weight = self._transformed(
+                "gradient", lambda: c.weight.flip(2, 3).transpose(0, 1), (x.shape[2], x.shape[3])
             )
             padding = (2 - c.padding[0], 2 - c.padding[1])
             return winograd.convolve(grad, weight, x.shape[1], None, None, padding, False)
@@ -96,6 +97,12 @@ class Layer:
             (True, False, False),
         )[0]  # fmt: skip
         return found
+
+    def _transformed(self, key: str, weight: Callable[[], Tensor], size: Ints) -> Tensor:
+        """Weights for Winograd's products of outputs of a size."""
+        tile = winograd.tile_for(*size)
+        assert tile is not None
+        return self._laid_out((key, tile), lambda: winograd.pack(weight(), tile))
 
     def _laid_out(self, key: Any, layout: Any) -> Tensor:
         if key not in self._weights:

@@ -1,4 +1,7 @@
-"""3×3 convolutions by Winograd's F(2×2, 3×3): 16 products where a convolution takes 36."""
+"""3×3 convolutions by Winograd's products.
+
+F(2×2, 3×3) takes 16 where a convolution takes 36, F(4×4, 3×3) takes 36 where it takes 144.
+"""
 
 from __future__ import annotations
 
@@ -8,32 +11,46 @@ from torch import Tensor
 from ..backends import native
 
 PANEL = 64  # outputs, kPanel of csrc/winograd.h
-SHARE = 0.55  # of the time that a direct convolution takes; measured 0.45 to 0.65
+PRODUCT = 1.5  # time of a product, in those of a direct convolution; measured 1.2 to 1.7
+TILES = (2, 4)
 
 
-def pack(weight: Tensor) -> Tensor:
+def pack(weight: Tensor, tile: int) -> Tensor:
     """G·g·Gᵀ of each kernel, laid out for `csrc/winograd.h`.
 
     Parameters
     ----------
     weight
         (K, C, 3, 3) float32 on the CPU.
+    tile
+        Outputs of a tile along a line, 2 or 4.
 
     Returns
     -------
     Tensor
-        (⌈K/64⌉, 16, C, 64) float32; outputs beyond K are zero.
+        (⌈K/64⌉, (tile + 2)², C, 64) float32; outputs beyond K are zero.
     """
     outputs, channels = weight.shape[:2]
-    packed = torch.empty(-(-outputs // PANEL), 16, channels, PANEL)
+    packed = torch.empty(-(-outputs // PANEL), (tile + 2) ** 2, channels, PANEL)
     native.winograd_pack(packed, weight.contiguous())
     return packed
 
 
-def suits(height: int, width: int) -> bool:
-    """Whether tiles of 2×2 cover outputs of a size without too much waste."""
-    tiles = -(-height // 2) * -(-width // 2)
-    return 16 * tiles <= 0.75 * 9 * height * width
+def products(tile: int, height: int, width: int) -> int:
+    """Products a channel and output that maps of a size take."""
+    return int((tile + 2) ** 2 * -(-height // tile) * -(-width // tile))
+
+
+def tile_for(height: int, width: int) -> int | None:
+    """Tile that covers outputs of a size with the fewest products; None if none is worth it."""
+    best = min(TILES, key=lambda tile: products(tile, height, width))
+    return best if products(best, height, width) <= 0.75 * 9 * height * width else None
+
+
+def share(height: int, width: int) -> float:
+    """Of the time that a direct convolution takes for outputs of a size."""
+    tile = tile_for(height, width)
+    return 1.0 if tile is None else PRODUCT * products(tile, height, width) / (9 * height * width)
 
 
 def convolve(
