@@ -20,9 +20,12 @@ from __future__ import annotations
 
 import gc
 import importlib
+import importlib.util
 import resource
 import statistics
+import sys
 import time
+import types
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,7 +38,7 @@ from safetensors.torch import load_file, save_file
 from timing import Rows, parser_of
 from torch import Tensor, nn
 
-from sdsgsm_fast import BIM, SDSGSM, Attack, Occlusion, SmoothingOnly, decision_domain, ops
+from sdsgsm_fast import BIM, PGD, SDSGSM, Attack, Occlusion, SmoothingOnly, decision_domain, ops
 from sdsgsm_fast.images import photo_crops
 from sdsgsm_fast.loop import Loop
 from sdsgsm_fast.photonet import MEAN, STD, load_photonet
@@ -181,6 +184,9 @@ def foolbox_pgd() -> Run:
 
 def adv_lib_pgd() -> Run:
     """PGD of adv-lib."""
+    if importlib.util.find_spec("torchvision") is None:  # imported for a distance, not for PGD
+        sys.modules["torchvision"] = stub = types.ModuleType("torchvision")
+        stub.models = None  # type: ignore[attr-defined]
     pgd = importlib.import_module("adv_lib.attacks").pgd_linf
 
     def run(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
@@ -244,6 +250,7 @@ def rivals() -> tuple[dict[str, Run], dict[str, str]]:
 
 
 OURS: dict[str, Run] = {
+    "PGD auto": ours(PGD),
     "BIM float32": ours(BIM, precision="float32"),
     "BIM auto": ours(BIM),
     "smoothing float32": ours(SmoothingOnly, precision="float32"),

@@ -9,6 +9,7 @@ heat = occlusion_map(model, images, labels, patch=4)
 from . import ops
 from .attack import Attack
 from .domains import Gradient, Occlusion, decision_domain
+from .ensemble import Ensemble
 from .machine import package_version
 from .metrics import Metrics
 from .occlusion import occlusion_map, occlusion_scores
@@ -25,6 +26,7 @@ __all__ = [
     "SDSGSM",
     "Attack",
     "AttackResult",
+    "Ensemble",
     "Gradient",
     "Metrics",
     "Occlusion",

@@ -80,7 +80,7 @@ class Attack:
     model
         A differentiable classifier, `nn.Module` or callable: normalised images (B, C, H, W) to
         logits (B, K ≥ 2), or to an object with `.logits`. It is used in eval mode and left as it
-        was: flags, gradients, buffers and the global random state.
+        was: flags, gradients, buffers and the global random state. `Ensemble` makes one of many.
     eps
         ε, the largest change of a pixel inside the domain, in units of the images; a number, or
         (B,).

@@ -140,6 +140,8 @@ def _listed(places: Tensor) -> str:
 
 def finite_gradient(grad: Tensor, rows: Tensor | None = None) -> None:
     """Require finite gradients (B, C, H, W); `rows` are the images' places in their batch."""
+    if bool(grad.sum().isfinite()):  # ten times as fast as a look at each image
+        return
     finite = torch.linalg.vector_norm(grad, torch.inf, dim=(1, 2, 3)).isfinite()
     if not bool(finite.all()):
         places = torch.arange(len(grad), device=grad.device) if rows is None else rows

@@ -173,12 +173,7 @@ class Classifier:
             output = self.model(inputs)
         if before is not None:
             self._overwrites = not torch.equal(inputs, before)
-        logits = output if isinstance(output, Tensor) else getattr(output, "logits", None)
-        if not isinstance(logits, Tensor):
-            raise TypeError(
-                "model: expected a tensor or an object with .logits as output, "
-                f"found {type(output).__name__}"
-            )
+        logits = logits_of(output)
         if logits.ndim != 2 or len(logits) != len(inputs) or logits.shape[1] < 2:
             raise ValueError(
                 f"model: expected logits of shape ({len(inputs)}, K) with at least two classes, "
@@ -227,6 +222,23 @@ class Classifier:
         if grad is None:
             raise ValueError("model: its output does not depend on the images, no gradient flows")
         return grad
+
+
+def logits_of(output: Any) -> Tensor:
+    """The logits in what a model returned.
+
+    Raises
+    ------
+    TypeError
+        If there are none.
+    """
+    logits = output if isinstance(output, Tensor) else getattr(output, "logits", None)
+    if not isinstance(logits, Tensor):
+        raise TypeError(
+            "model: expected a tensor or an object with .logits as output, "
+            f"found {type(output).__name__}"
+        )
+    return logits
 
 
 def _copies(module: nn.Module) -> dict[str, Tensor]:

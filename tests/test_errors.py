@@ -18,6 +18,7 @@ from sdsgsm_fast import (
     Attack,
     Gradient,
     Occlusion,
+    checks,
     decision_domain,
     occlusion_map,
     ops,
@@ -323,3 +324,14 @@ def test_bad_operator_arguments() -> None:
         ops.window_mean(torch.rand(2, 5), 8, 8, patch=4)
     with pytest.raises(TypeError, match="scores: expected a floating dtype"):
         ops.window_mean(torch.ones(2, 4, dtype=torch.int64), 8, 8, patch=4)
+
+
+def test_gradients_whose_sum_overflows_are_finite() -> None:
+    grad = torch.full((3, 3, 4, 4), 3e38)
+    checks.finite_gradient(grad)
+    grad[1, 0, 0, 0], grad[1, 0, 0, 1] = math.inf, -math.inf
+    with pytest.raises(ValueError, match=r"not finite for images \[1\]"):
+        checks.finite_gradient(grad)
+    grad[2, 1, 1, 1] = math.nan
+    with pytest.raises(ValueError, match=r"not finite for images \[11, 12\]"):
+        checks.finite_gradient(grad, torch.tensor([10, 11, 12]))
