@@ -184,9 +184,11 @@ def foolbox_pgd() -> Run:
 
 def adv_lib_pgd() -> Run:
     """PGD of adv-lib."""
-    if importlib.util.find_spec("torchvision") is None:  # imported for a distance, not for PGD
-        sys.modules["torchvision"] = stub = types.ModuleType("torchvision")
-        stub.models = None  # type: ignore[attr-defined]
+    # It imports these for a distance and for plots; PGD works without.
+    for name, part in (("torchvision", "models"), ("visdom", "Visdom")):
+        if name not in sys.modules and importlib.util.find_spec(name) is None:
+            sys.modules[name] = types.ModuleType(name)
+            setattr(sys.modules[name], part, None)
     pgd = importlib.import_module("adv_lib.attacks").pgd_linf
 
     def run(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
