@@ -158,8 +158,9 @@ class _Differentiable(torch.autograd.Function):
 def takes_winograd(convolution: Convolution, backend: str) -> bool:
     """Whether Winograd's products are faster, for outputs that they suit.
 
-    Measured on two cores against oneDNN: with AVX-512 1.6 to 2 times as fast from 32 channels on
-    and level at 16; with AVX2 about the speed of oneDNN with AVX-512.
+    Measured on two cores against oneDNN: with AVX-512 1.7 to 3 times as fast from 64 channels on,
+    with the smaller tile alone 1.6 times from 32 on and level at 16; that tile with AVX2 is about
+    as fast as oneDNN with AVX-512.
     """
     weight = convolution.weight
     return (
