@@ -8,6 +8,7 @@
 
 constexpr int64_t kTiles = 48;        // of a block, a multiple of kRows
 constexpr int64_t kCached = 500000;   // floats of a block's transformed inputs
+constexpr int64_t kDepth = 128;       // channels that are multiplied at once: their weights stay in L1
 constexpr int64_t kApart = 16;        // floats between planes and rows: else they share cache sets
 constexpr int64_t kStreamed = 1 << 20;  // floats of weights beyond which no core should read all
 
@@ -141,10 +142,10 @@ class Winograd {
     for (int64_t k = from * kPanel; k < to * kPanel && k < call.outputs; k += kPanel) {
       const int64_t width = call.outputs - k < kPanel ? call.outputs - k : kPanel;
       const float* weight = call.weight + k * kPlanes * call.channels;
-      for (int i = 0; i < kPlanes; ++i, weight += call.channels * kPanel)
-        for (int64_t r = 0; r < rows; r += kRows)
-          multiply(inputs + i * plane + r * row, weight, width,
-                   products + i * result + r * kPanel);
+      for (int i = 0; i < kPlanes; ++i)
+        for (int64_t c = 0; c < call.channels; c += kDepth)
+          multiply(inputs + i * plane + c, c, rows, weight + (i * call.channels + c) * kPanel,
+                   width, products + i * result);
       for (int64_t t = 0; t < count; ++t) scatter(first + t, k, width, products + t * kPanel);
     }
   }
@@ -185,23 +186,36 @@ class Winograd {
     }
   }
 
-  // kRows rows of inputs by `width` columns of a panel.
-  void multiply(const float* inputs, const float* weight, int64_t width, float* to) const {
-    for (int64_t k = 0; k < width; k += kVecs * kLanes) {
-      const int64_t vectors = (width - k + kLanes - 1) / kLanes;
-      if (vectors > 2)
-        multiply<kVecs>(inputs, weight + k, to + k);
-      else if (vectors == 2)
-        multiply<2>(inputs, weight + k, to + k);
-      else
-        multiply<1>(inputs, weight + k, to + k);
-    }
+  // Adds products of up to kDepth channels from `first` on: rows of inputs by columns of a panel.
+  void multiply(const float* inputs, int64_t first, int64_t rows, const float* weight,
+                int64_t width, float* to) const {
+    const int64_t left = call.channels - first, depth = left < kDepth ? left : kDepth;
+    const int64_t parts = rows / kRows * ((width + kVecs * kLanes - 1) / (kVecs * kLanes));
+    const int64_t step = kPanel * int64_t(sizeof(float)) / parts;
+    // Each part fetches its share of the weights that come next, from further than L2.
+    const char* next = reinterpret_cast<const char*>(weight + depth * kPanel);
+    for (int64_t r = 0; r < rows; r += kRows, inputs += kRows * row, to += kRows * kPanel)
+      for (int64_t k = 0; k < width; k += kVecs * kLanes, next += depth * step) {
+        const int64_t vectors = (width - k + kLanes - 1) / kLanes;
+        if (vectors > 2)
+          multiply<kVecs>(inputs, first, depth, weight + k, to + k, next, step);
+        else if (vectors == 2)
+          multiply<2>(inputs, first, depth, weight + k, to + k, next, step);
+        else
+          multiply<1>(inputs, first, depth, weight + k, to + k, next, step);
+      }
   }
 
   template <int vectors>
-  void multiply(const float* inputs, const float* weight, float* to) const {
+  void multiply(const float* inputs, int64_t first, int64_t depth, const float* weight, float* to,
+                const char* next, int64_t step) const {
     Vec sum[kRows][vectors] = {};
-    for (int64_t c = 0; c < call.channels; ++c, weight += kPanel) {
+    if (first)
+#pragma GCC unroll 8
+      for (int r = 0; r < kRows; ++r)
+        for (int j = 0; j < vectors; ++j) sum[r][j] = vec(to + r * kPanel + j * kLanes);
+    for (int64_t c = 0; c < depth; ++c, weight += kPanel, next += step) {
+      __builtin_prefetch(next, 0, 2);
       Vec w[vectors];
       for (int j = 0; j < vectors; ++j) w[j] = vec(weight + j * kLanes);
 #pragma GCC unroll 8
