@@ -42,6 +42,20 @@ def case(number: int) -> tuple[Tensor, Tensor, Tensor, Tensor, tuple[int, int]]:
 
 
 @pytest.mark.parametrize("tile", winograd.TILES)
+def test_defaults_of_torch_do_not_matter(tile: int) -> None:
+    weight = torch.randn(70, 33, 3, 3)
+    expected = winograd.pack(weight, tile)
+    before = torch.get_default_dtype()
+    try:
+        torch.set_default_dtype(torch.bfloat16)
+        with torch.device("meta"):
+            found = winograd.pack(weight, tile)
+    finally:
+        torch.set_default_dtype(before)
+    assert torch.equal(found, expected)
+
+
+@pytest.mark.parametrize("tile", winograd.TILES)
 @pytest.mark.parametrize("number", range(len(CASES)))
 @pytest.mark.parametrize("relu", [False, True])
 @pytest.mark.parametrize("biased", [False, True])

@@ -31,7 +31,8 @@ def pack(weight: Tensor, tile: int) -> Tensor:
         (⌈K/64⌉, (tile + 2)², C, 64) float32; outputs beyond K are zero.
     """
     outputs, channels = weight.shape[:2]
-    packed = torch.empty(-(-outputs // PANEL), (tile + 2) ** 2, channels, PANEL)
+    shape = (-(-outputs // PANEL), (tile + 2) ** 2, channels, PANEL)
+    packed = torch.empty(shape, dtype=torch.float32, device="cpu")  # whatever the defaults are
     native.winograd_pack(packed, weight.contiguous())
     return packed
 
