@@ -39,3 +39,14 @@ def normalised(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
     """(x − mean)/std in the compute dtype; mean and std are (C,) of that dtype."""
     exact = images.to(compute_dtype(images))
     return (exact - mean[:, None, None]) / std[:, None, None]
+
+
+def rounding(dtype: torch.dtype) -> float:
+    """What rounding may take from a logit: a share of the largest, 1000 units, at most a tenth."""
+    return min(1000 * torch.finfo(dtype).eps, 0.1)
+
+
+def logits_agree(found: Tensor, expected: Tensor, dtype: torch.dtype) -> bool:
+    """Whether logits are those expected, up to the rounding of a dtype."""
+    off = (found.to(expected.dtype) - expected).abs()
+    return bool((off <= rounding(dtype) * expected.abs().amax().clamp(min=1)).all())

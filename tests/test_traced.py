@@ -15,7 +15,7 @@ import zoo
 from nets import Looking, convnet, predicted
 from torch import Tensor, nn
 
-from sdsgsm_fast import BIM, FGSM, SDSGSM, SmoothingOnly
+from sdsgsm_fast import BIM, FGSM, SDSGSM, SmoothingOnly, occlusion_map
 from sdsgsm_fast.classifier import Classifier
 from sdsgsm_fast.noise import noise_like
 from sdsgsm_fast.traced import layer as layers
@@ -299,8 +299,41 @@ def test_steps_and_gates_are_left_to_the_model() -> None:
         classifier = Classifier(zoo.Net(body, {"a": zoo.conv(3, 8)}, 8).eval())
         with classifier.frozen():
             assert prepare(classifier, images, torch.float32, "auto", None) is None
-    net = zoo.Net(lambda m, x: m["a"]((x > 0.5).float() + x), {"a": zoo.conv(3, 8)}, 8).eval()
-    assert Search(Classifier(net), images, torch.float32, "auto").doubt == torch.inf
+
+
+@pytest.mark.parametrize(
+    "jump",
+    [
+        lambda x: (x > 0.5).float() + x,
+        lambda x: x + ((x * 8).long() / 8 - x).detach() * 1.0,
+        lambda x: F.threshold(x, 0.5, 0.0) + x,
+        lambda x: F.hardshrink(x, 0.5) + x,
+        lambda x: torch.div(x, 0.25, rounding_mode="floor") + x,
+        lambda x: x + (x * 4).round(),
+        lambda x: x * (1 + x.flatten(2).max(2).indices[:, :, None, None]),
+        lambda x: torch.copysign(torch.ones_like(x), x - 0.5) + x,
+    ],
+)
+def test_a_verdict_after_a_jump_is_the_models(jump: Callable[[Tensor], Tensor]) -> None:
+    net = zoo.Net(
+        lambda m, x: m["b"](jump(m["a"](x))), {"a": zoo.conv(3, 8), "b": zoo.conv(8, 8)}, 8
+    )
+    images = torch.rand(3, 3, 16, 16)
+    assert Search(Classifier(net.eval()), images, torch.float32, "auto").doubt == torch.inf
+    labels = predicted(net, images)
+    found = occlusion_map(net, images, labels)
+    assert torch.equal(found, occlusion_map(net, images, labels, backend="reference"))
+    with pytest.raises(ValueError, match="a rounding error may become a step"):
+        occlusion_map(net, images, labels, method="incremental")
+
+
+@pytest.mark.parametrize("smooth", [F.relu, F.leaky_relu, torch.abs, F.silu, F.hardtanh])
+def test_what_has_no_jump_is_searched_without_the_model(smooth: Callable[[Tensor], Tensor]) -> None:
+    net = zoo.Net(
+        lambda m, x: F.max_pool2d(smooth(m["a"](x)), 2, return_indices=True)[0],
+        {"a": zoo.conv(3, 8)}, 8,
+    )  # fmt: skip
+    assert Search(Classifier(net.eval()), torch.rand(3, 3, 16, 16), torch.float32, "auto").doubt < 1
 
 
 def test_copies_of_an_attack_trace_for_themselves() -> None:
@@ -324,3 +357,16 @@ def test_bfloat16_is_searched_by_the_trace_too() -> None:
     strict = BIM(net, eps=0.1, precision="float32").run(images, labels)
     assert abs(int(result.success.sum()) - int(strict.success.sum())) <= 2
     assert not torch.equal(result.adv, strict.adv)
+
+
+def test_a_compiled_model_is_a_model() -> None:
+    """`torch.compile` makes a callable module like any other; its weights are the model's."""
+    net, images = zoo.residual().eval(), torch.rand(6, 3, 16, 16)
+    labels = net(images).argmax(1)
+    compiled = torch.compile(net, backend="eager")
+    expected = BIM(net, eps=6 / 255, steps=6).run(images, labels)
+    found = BIM(compiled, eps=6 / 255, steps=6).run(images, labels)
+    assert torch.equal(found.success, expected.success)
+    assert torch.equal(found.updates, expected.updates)
+    maps = [occlusion_map(model, images, labels, patch=4) for model in (net, compiled)]
+    torch.testing.assert_close(*maps, atol=1e-5, rtol=0)

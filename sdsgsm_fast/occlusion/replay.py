@@ -11,7 +11,7 @@ from torch import Tensor
 from .. import checks, ops
 from ..classifier import Classifier
 from ..noise import noise_like
-from ..numerics import compute_dtype
+from ..numerics import compute_dtype, logits_agree
 from ..traced.lower import lower
 from ..traced.network import Network
 from ..traced.trace import Graph, TraceError
@@ -32,8 +32,6 @@ FLOPS_PER_BYTE = {"cpu": 20.0, "cuda": 100.0}  # the second is not measured
 PART_COST = 3e8  # operations in the time that one more batch takes to set up
 LEAST_PART = {"cpu": 64, "cuda": 512}  # windows of a batch; the second is not measured
 WORTHWHILE = 0.9  # the cost of an incremental plan as a share of the dense one's
-
-AGREEMENT = 1000  # largest deviation of a replayed logit from the model's, in units of rounding
 
 
 class Replay:
@@ -143,9 +141,7 @@ class Replay:
             self.images = images
         expected = self.classifier.logits(zeroed)
         self.classifier.forwards = forwards
-        share = min(AGREEMENT * torch.finfo(expected.dtype).eps, 0.1)
-        off = (found.to(expected.dtype) - expected).abs()
-        return bool((off <= share * expected.abs().amax().clamp(min=1)).all())
+        return logits_agree(found, expected, expected.dtype)
 
     def clean_logits(self, images: Tensor) -> Tensor:
         """Logits (B, K) of whole images."""

@@ -165,6 +165,9 @@ class Scorer:
 
     def _checked(self, graph: Graph) -> Replay:
         """The replay in the model's own precision, if it is right and pays."""
+        jump = graph.jump()
+        if jump is not None:
+            raise TraceError(f"{jump}: a rounding error may become a step")
         strict = self._replay(graph, reduced=False)
         if not strict.incremental and graph.has(ATTENTION):
             raise TraceError("attention: PyTorch's own is faster than its parts")

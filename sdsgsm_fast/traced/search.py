@@ -9,22 +9,12 @@ from torch import Tensor, nn
 
 from ..classifier import Classifier
 from ..noise import noise_like
+from ..numerics import logits_agree, rounding
 from .lower import lower
 from .snapshot import Snapshot
 from .trace import trace
 
-LOGITS = 1000  # largest deviation of a logit from the model's, in units of rounding
 GRADIENT = {torch.float32: 0.02, torch.bfloat16: 0.5}  # of the gradient, by its norm
-
-
-STEPS = frozenset(
-    (
-        *("round", "floor", "ceil", "trunc", "frac", "fix", "sign", "sgn", "heaviside", "fmod"),
-        *("remainder", "floor_divide", "bucketize", "argmax", "argmin", "argsort", "topk", "sort"),
-        *("gt", "ge", "lt", "le", "eq", "ne", "logical_not", "nonzero", "isnan"),
-    )
-)
-"""Operations that make a step of a rounding error: a verdict after one is always in doubt."""
 
 
 class Search:
@@ -50,7 +40,7 @@ class Search:
     ) -> None:
         graph = trace(classifier, images, differentiable=True)
         self.dtype = dtype
-        self.exact = dtype == classifier.input_dtype(images) and not graph.has(STEPS)
+        self.exact = dtype == classifier.input_dtype(images) and graph.jump() is None
         self.network = lower(graph, dtype, images.device, backend)
         self.weights, self.objects = weights_of(classifier.module), Snapshot(classifier.model)
 
@@ -68,7 +58,7 @@ class Search:
     @property
     def doubt(self) -> float:
         """Margin of a logit, in units of the largest, that leaves a verdict to the model."""
-        return LOGITS * torch.finfo(self.dtype).eps if self.exact else torch.inf
+        return rounding(self.dtype) if self.exact else torch.inf
 
     def agrees(self, classifier: Classifier, images: Tensor) -> bool:
         """Whether it gives the model's own logits and gradient for an image of noise, uncounted.
@@ -89,11 +79,9 @@ class Search:
                 grad = classifier.gradient((found * weights).sum(1), mine)
         finally:
             classifier.forwards = forwards
-        share = min(LOGITS * torch.finfo(self.dtype).eps, 0.1)
-        off = (found.to(logits.dtype) - logits).abs().amax()
-        near = off <= share * logits.abs().amax().clamp(min=1)
+        near = logits_agree(found, logits, self.dtype)
         alike = (grad - own).norm() <= GRADIENT[self.dtype] * own.norm()
-        return bool(near & alike)
+        return near and bool(alike)
 
 
 def prepare(

@@ -105,12 +105,38 @@ class Node:
         return list(tree_iter((self.args, self.kwargs)))
 
 
+JUMPS = frozenset(
+    (
+        *("round", "floor", "ceil", "trunc", "frac", "fix", "sign", "sgn", "heaviside", "fmod"),
+        *("remainder", "floor_divide", "threshold", "hardshrink", "copysign"),
+    )
+)
+
+
 @dataclass(frozen=True)
 class Graph:
     """Operations in their order; node 0 is the input, `output` the logits."""
 
     nodes: list[Node]
     output: Value
+
+    def jump(self) -> str | None:
+        """Name of an operation that makes a step of a rounding error; None if there is none.
+
+        That is one with jumps, or one that makes integers or truth values of what the input holds.
+        """
+        read = {value for node in self.nodes for value in node.inputs()}
+        by_input = {0}
+        for k, node in enumerate(self.nodes):
+            if not by_input.intersection(value.node for value in node.inputs()):
+                continue
+            by_input.add(k)
+            if node.name in JUMPS or node.arguments.get("rounding_mode") is not None:
+                return node.name
+            kinds = [dtype for i, dtype in enumerate(node.dtypes) if Value(k, i) in read]
+            if any(not (dtype.is_floating_point or dtype.is_complex) for dtype in kinds):
+                return node.name
+        return None
 
     def has(self, names: frozenset[str]) -> bool:
         """Whether an operation of one of these names is among them."""
