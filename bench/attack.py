@@ -287,6 +287,10 @@ def table(
     count = len(images)
     found, missing = rivals()
     candidates: dict[str, Run] = {**found, **OURS}
+    if images.is_cuda:
+        candidates |= {
+            f"{kind.__name__} graphs": ours(kind, cuda_graphs=True) for kind in (BIM, SDSGSM)
+        }
     if not quick:
         candidates["plain"] = plain
     few = images[:16], labels[:16]

@@ -15,11 +15,13 @@ from torch import Tensor
 from . import checks, losses, ops
 from .classifier import Classifier, Model
 from .domains import Clean, Domain, Gradient, Measured, Occlusion, measure
-from .loop import Batch, Flags, Ints, Loop
+from .loop import Batch, Flags, Ints, Loop, kind_of
 from .numerics import Setting, compute_dtype
 from .precision import bfloat16_pays
 from .progress import Progress, reporter
 from .result import AttackResult, Judge, Passes
+from .traced import capture
+from .traced.capture import Captured
 from .traced.search import Search, prepare
 
 
@@ -46,6 +48,7 @@ class Settings(TypedDict, total=False):
     backend: str
     max_memory: int | None
     batch_size: int | None
+    cuda_graphs: bool
     seed: int | None
     progress: bool | Progress
 
@@ -128,6 +131,11 @@ class Attack:
     batch_size
         Images that are attacked at once; one that is done makes room for the next. None for what
         suits the device: 64 on a CPU.
+    cuda_graphs
+        Replay the search's passes as CUDA graphs, recorded once for each size of batch: for models
+        whose kernels are shorter than their launches. Takes images on a CUDA device, a search by
+        the traced model (one that cannot be traced runs without), and a model that looks at each
+        image apart from the others of its batch.
     seed
         Seed of the random starts; None draws one from the operating system for each run.
     progress
@@ -168,6 +176,7 @@ class Attack:
         backend: str = "auto",
         max_memory: int | None = None,
         batch_size: int | None = None,
+        cuda_graphs: bool = False,
         seed: int | None = None,
         progress: bool | Progress = False,
     ) -> None:
@@ -189,14 +198,16 @@ class Attack:
         self.backend = backend
         self.max_memory = max_memory
         self.batch_size = batch_size
+        self.cuda_graphs = cuda_graphs
         self.seed = seed
         self.progress = reporter(progress)
         self._searches: dict[Any, Search] = {}  # by the kind of images
+        self._captured: dict[Any, tuple[Search, str, Captured]] = {}  # the same of their passes
         self._check_settings()
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave out what was traced: a copy traces for itself."""
-        return vars(self) | {"_searches": {}}
+        return vars(self) | {"_searches": {}, "_captured": {}}
 
     def __call__(self, images: Tensor, labels: Tensor, *, target: Tensor | None = None) -> Tensor:
         """Adversarial images (B, C, H, W); see `run`."""
@@ -393,28 +404,52 @@ class Attack:
 
     def search_for(self, images: Tensor) -> Search | None:
         """What stands in for the model in a search with images of this kind; None for itself."""
-        return self._searches.get(_kind(images))
+        return self._searches.get(kind_of(images))
+
+    def captured_for(self, images: Tensor) -> Captured | None:
+        """Recordings of the search's passes with images of this kind; None without."""
+        search, kind = self.search_for(images), kind_of(images)
+        if search is None or not self.cuda_graphs:
+            return None
+        known = self._captured.get(kind)
+        if known is None or known[:2] != (search, self.loss):
+            known = search, self.loss, Captured(self._look)
+            self._captured[kind] = known
+        return known[2]
+
+    def _look(
+        self, images: Tensor, labels: Tensor, target: Tensor | None = None
+    ) -> tuple[Tensor, ...]:
+        """Logits and the loss's gradient of images, uncounted."""
+        forwards = self.classifier.forwards
+        logits, leaf = self.classifier.trace(images, search=True)
+        self.classifier.forwards = forwards
+        with torch.enable_grad():
+            loss = losses.loss(self.loss, logits, labels, target)
+        return logits.detach(), self.classifier.gradient(loss, leaf)
 
     def _prepare_search(self, images: Tensor) -> None:
         """Trace the model for images of this kind, or look whether an earlier trace still holds."""
         kind, precision = self.classifier.input_dtype(images), self.classifier.precision
         many = self.steps * self.restarts >= LEAST_UPDATES
-        known = self._searches.pop(_kind(images), None)
+        known = self._searches.pop(kind_of(images), None)
+        if known is None:
+            self._captured.pop(kind_of(images), None)
         if kind != torch.float32 or precision == "float32" or not (many or precision != "auto"):
             return
         reduced = precision == "bfloat16" or bfloat16_pays(images.device)
         dtype = torch.bfloat16 if reduced else kind
         found = prepare(self.classifier, images, dtype, self.backend, known)
         if found is not None:
-            self._searches[_kind(images)] = found
+            self._searches[kind_of(images)] = found
         for oldest in list(self._searches)[:-KINDS]:
             del self._searches[oldest]
+            self._captured.pop(oldest, None)
 
     def _model_is_back(self, open_: list[_Prepared]) -> None:
         """Look at the model again after it was in its owner's hands."""
-        for images in {_kind(p.batch.images): p.batch.images for p in open_}.values():
-            known = self.search_for(images)
-            if known is not None and not known.current(self.classifier):
+        for images in {kind_of(p.batch.images): p.batch.images for p in open_}.values():
+            if self.search_for(images) is not None:
                 self._prepare_search(images)
 
     def _evaluate_clean(
@@ -488,6 +523,8 @@ class Attack:
             checks.integer("max_memory", self.max_memory, 1)
         if self.batch_size is not None:
             checks.integer("batch_size", self.batch_size, 1)
+        if self.cuda_graphs and self.classifier.precision == "float32":
+            raise ValueError("cuda_graphs: precision 'float32' runs the model itself, unrecorded")
         if self.seed is not None:
             checks.integer("seed", self.seed, 0)
             if self.seed >= 2**64:
@@ -526,6 +563,10 @@ class Attack:
             checks.domain_tensor(self.domain, images)
         if isinstance(self.domain, Occlusion):
             self.domain.check(images)
+        if self.cuda_graphs and not capture.possible(images):
+            raise ValueError(
+                f"cuda_graphs: expected images on a CUDA device, found them on {images.device}"
+            )
         self.classifier.check(images)
 
 
@@ -540,13 +581,12 @@ def _unpacked(
         )
     for name, value in zip(("images", "labels", "target"), item, strict=False):
         checks.tensor(name, value)
-    moved = [value if device is None else value.to(device, non_blocking=True) for value in item]
+    if device is None:
+        moved = list(item)
+    else:  # a copy to the host that nobody waits for is not there yet
+        ahead = torch.device(device).type != "cpu"
+        moved = [value.to(device, non_blocking=ahead) for value in item]
     return moved[0], moved[1], moved[2] if len(moved) == 3 else None
-
-
-def _kind(images: Tensor) -> Any:
-    """What images have in common that one trace serves."""
-    return images.shape[1:], images.dtype, images.device
 
 
 def _on(images: Tensor, value: Setting) -> Setting:

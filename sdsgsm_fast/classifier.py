@@ -67,17 +67,18 @@ class Classifier:
             raise TypeError(f"model: expected a callable, found {type(model).__name__}")
         checks.choice("precision", precision, PRECISIONS)
         self.model = model
-        self.mean = mean
-        self.std = std
+        self.mean = _numbers(mean)
+        self.std = _numbers(std)
         self.precision = precision
         self.reduced = precision == "bfloat16"
         self.search: StandIn | None = None
         self.forwards = 0
+        self._constants: dict[Any, tuple[Tensor, Tensor]] = {}  # mean and std, on a device
         self._overwrites: bool | None = None  # its input; unknown before the first pass
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave the stand-in out: it belongs to one attack."""
-        return vars(self) | {"search": None}
+        return vars(self) | {"search": None, "_constants": {}}
 
     @property
     def module(self) -> nn.Module | None:
@@ -154,9 +155,14 @@ class Classifier:
         kind, device = compute_dtype(images), images.device
         mean = checks.per_channel("mean", 0.0 if self.mean is None else self.mean, images.shape[1])
         std = checks.scale(1.0 if self.std is None else self.std, images.shape[1])
-        return torch.tensor(mean, dtype=kind, device=device), torch.tensor(
-            std, dtype=kind, device=device
-        )
+        key = kind, device, tuple(mean), tuple(std)
+        if key not in self._constants:  # a GPU would wait for them at every step
+            with torch.inference_mode(False):
+                self._constants[key] = (
+                    torch.tensor(mean, dtype=kind, device=device),
+                    torch.tensor(std, dtype=kind, device=device),
+                )
+        return self._constants[key]
 
     def forward(self, inputs: Tensor, *, reduced: bool = False) -> Tensor:
         """Logits (B, K) of inputs that are already normalised, counted and checked.
@@ -239,6 +245,11 @@ def logits_of(output: Any) -> Tensor:
             f"found {type(output).__name__}"
         )
     return logits
+
+
+def _numbers(value: checks.PerChannel | None) -> checks.PerChannel | None:
+    """What a tensor holds, so that nobody waits for its device again; anything else as it is."""
+    return value.detach().flatten().tolist() if isinstance(value, Tensor) else value
 
 
 def _copies(module: nn.Module) -> dict[str, Tensor]:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -161,9 +162,8 @@ class Loop:
 
     def _fits(self, batch: Batch) -> bool:
         """Whether a batch's images are of the kind that the slots hold."""
-        held = self.held["images"]
-        kinds = [(x.shape[1:], x.dtype, x.device) for x in (held, batch.images)]
-        return kinds[0] == kinds[1] and (batch.target is None) == ("target" not in self.held)
+        same = kind_of(self.held["images"]) == kind_of(batch.images)
+        return same and (batch.target is None) == ("target" not in self.held)
 
     def _enter(self, batch: Batch, room: int) -> list[Tensor]:
         """Put the next images into slots; returns their gradients where they are known."""
@@ -264,9 +264,7 @@ class Loop:
         used["forward"] += 1
         if last.all():
             return _host(fooled(self.classifier.logits(adv), labels, target)), None
-        logits, leaf = self.classifier.trace(adv, search=True)
-        with torch.enable_grad():
-            loss = losses.loss(self.attack.loss, logits, labels, target)
+        logits, gradient = self._evaluate(adv, labels, target)
         success = np.zeros(len(adv), dtype=bool)
         if self.attack.early_stop or last.any():
             success = _host(fooled(logits, labels, target)) & (self.attack.early_stop | last)
@@ -275,7 +273,24 @@ class Loop:
             self._judge(slots, success, (success | last) & ~_host(sure))
         if (success | last).all():
             return success, None
-        return success, self.classifier.gradient(loss, leaf)
+        return success, gradient()
+
+    def _evaluate(
+        self, adv: Tensor, labels: Tensor, target: Tensor | None
+    ) -> tuple[Tensor, Callable[[], Tensor]]:
+        """Logits, and what computes the loss's gradient or has it already."""
+        captured = self.attack.captured_for(adv)
+        if captured is not None:
+            self.classifier.forwards += len(adv)
+            logits, grad = captured(adv, labels, *(() if target is None else (target,)))
+            return logits, lambda: grad
+        logits, leaf = self.classifier.trace(adv, search=True)
+        with torch.enable_grad():
+            loss = losses.loss(self.attack.loss, logits, labels, target)
+        if adv.is_cuda:  # queued before anybody waits for a verdict
+            known = self.classifier.gradient(loss, leaf)
+            return logits, lambda: known
+        return logits, lambda: self.classifier.gradient(loss, leaf)
 
     def _judge(self, slots: slice, success: Flags, doubtful: Flags) -> None:
         """Let the model in its own precision decide what is in doubt."""
@@ -342,6 +357,11 @@ class Loop:
 
     def _index(self, slots: Ints) -> Tensor:
         return torch.from_numpy(slots).to(self.held["adv"].device)
+
+
+def kind_of(images: Tensor) -> Any:
+    """What images have in common that one trace, and one set of slots, serves."""
+    return images.shape[1:], images.dtype, images.device
 
 
 def _host(flags: Tensor) -> Flags:

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from sdsgsm_fast import SDSGSM, SmoothingOnly, occlusion_map, occlusion_scores, operators, ops
 from sdsgsm_fast.backends import native, triton
+from sdsgsm_fast.traced.capture import Captured
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 
@@ -281,3 +282,46 @@ def test_searches_and_streams(precision: str) -> None:
     streamed = sorted(attack.stream(batches, device="cuda"), key=lambda r: int(r.index[0]))
     found = torch.cat([r.success for r in streamed])
     assert (found != result.success).double().mean() <= 0.1
+
+
+@pytest.mark.parametrize("precision", ["auto", "bfloat16"])
+def test_recorded_passes(precision: str, recwarn: pytest.WarningsRecorder) -> None:
+    """CUDA graphs, one a size of batch, do what the passes do; every size is recorded."""
+    net = zoo.wide().eval().cuda()
+    images = torch.rand(70, 3, 24, 20, device="cuda")
+    mean = torch.full((3,), 0.5, device="cuda")  # nothing of it may be copied while recording
+    settings = {"eps": 0.1, "steps": 8, "batch_size": 32, "precision": precision, "mean": mean}
+    labels = predicted(lambda x: net(x - 0.5), images)
+    eager = SmoothingOnly(net, **settings).run(images, labels)
+    attack = SmoothingOnly(net, cuda_graphs=True, **settings)
+    for _ in range(2):
+        found = attack.run(images, labels)
+        assert (found.success == eager.success).double().mean() >= 0.9
+        assert (found.adv - eager.adv).abs().mean() < 5e-3
+    assert not [w for w in recwarn if "cuda_graphs" in str(w.message)]
+    captured = attack.captured_for(images)
+    assert captured is not None
+    assert captured.replays
+    assert not captured.failed
+
+
+def test_a_recording_that_breaks_off_leaves_nothing_behind() -> None:
+    """A look at the host in the middle: the passes run as they are, and so does all else."""
+    before = torch.cuda.current_stream()
+
+    def looks(x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return (x * float(x.sum() > 0),)
+
+    x = torch.rand(9, 4, device="cuda")
+    captured = Captured(looks)
+    with pytest.warns(UserWarning, match="cuda_graphs: not used"):
+        found = captured(x)
+    torch.testing.assert_close(found, looks(x))
+    torch.testing.assert_close(captured(x), looks(x))
+    assert torch.cuda.current_stream() == before
+    assert torch.rand(5, device="cuda").isfinite().all()
+    torch.cuda.empty_cache()
+    x = torch.rand(9, 4, device="cuda")
+    again = Captured(lambda x: (2 * x,))
+    torch.testing.assert_close(again(x), (2 * x,))
+    assert again.replays

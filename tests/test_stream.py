@@ -10,11 +10,22 @@ from typing import Any
 
 import pytest
 import torch
+import zoo
 from nets import convnet, predicted
 from test_side_effects import Counting, same, state
 from torch import Tensor, nn
 
-from sdsgsm_fast import BIM, MIFGSM, PGD, SDSGSM, Attack, AttackResult, Gradient, SmoothingOnly
+from sdsgsm_fast import (
+    BIM,
+    MIFGSM,
+    PGD,
+    SDSGSM,
+    Attack,
+    AttackResult,
+    Ensemble,
+    Gradient,
+    SmoothingOnly,
+)  # fmt: skip
 
 SETTINGS: dict[str, dict[str, Any]] = {
     "occlusion": {},
@@ -312,3 +323,28 @@ def test_a_stream_tells_its_progress(net: nn.Module, images: Tensor, labels: Ten
     assert calls[-1] == (69, 69)
     assert calls == sorted(calls)
     assert all(done <= total for done, total in calls)
+
+
+@pytest.mark.parametrize("hidden", [False, True])
+def test_weights_that_change_unseen_between_results_count(hidden: bool) -> None:
+    """Through `.data`, or of a network that no module knows: images under way meet the new model."""
+    torch.manual_seed(3)  # images that fall after 3 to 20 updates
+    net, other = zoo.residual().eval(), zoo.plain().eval()
+    model = Ensemble([other, lambda x: 50 * net(x)]) if hidden else net
+    images = torch.rand(16, 3, 16, 16)
+    labels = predicted(model, images)
+    attack = BIM(model, eps=16 / 255, alpha=0.5 / 255, batch_size=16)
+    found = []
+    for result in attack.stream(zip(images.split(1), labels.split(1), strict=True)):
+        found.append(result)
+        if len(found) == 1:
+            with torch.no_grad():
+                for p in net.parameters():
+                    if p.ndim == 4:  # the search keeps convolutions as copies, folded
+                        p.data.neg_()
+    assert len(found) == 16
+    under_way = [result for result in found if int(result.updates) > int(found[0].updates)]
+    assert len(under_way) > 8
+    for result in under_way:
+        fooled = predicted(model, result.adv) != labels[result.index]
+        assert torch.equal(result.success, fooled)

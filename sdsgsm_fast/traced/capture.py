@@ -1,0 +1,120 @@
+"""A step's passes as CUDA graphs: one launch where there were hundreds."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+Look = Callable[..., tuple[Tensor, ...]]
+"""``look(*inputs)``: results, each of which has a row for every row of the inputs."""
+Recorder = Callable[[Look, tuple[Tensor, ...]], Look]
+
+LEAST = 8  # rows of a graph
+LARGEST = 1024  # rows from which kernels are taken to outlast their launches; not measured
+WARM_UPS = 3  # libraries choose and allocate before anything is recorded
+AGREEMENT = 0.02  # largest deviation of a replay from the passes themselves, by the norm
+
+
+class Captured:
+    """Does what `look` does, by a recording for each size of batch.
+
+    Sizes are rounded up: by half of a power of two at most, and rows that fill up are old ones.
+    What is too large runs as it is; so does everything once something could not be recorded, or a
+    replay differed.
+
+    Parameters
+    ----------
+    look
+        Takes tensors (B, …) and returns some; its rows must not depend on each other.
+    record
+        ``record(look, inputs)`` returns what replays it for inputs of that shape.
+    """
+
+    def __init__(self, look: Look, record: Recorder | None = None) -> None:
+        self.look, self.record = look, record or CudaGraphs()
+        self.replays: dict[tuple[int, int], Look] = {}  # by rows, and number of inputs
+        self.failed = False
+
+    def __call__(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        """The results of `look`, in memory of their own."""
+        size = rounded(len(inputs[0]))
+        if self.failed or size > LARGEST:
+            return self.look(*inputs)
+        key = size, len(inputs)
+        if key not in self.replays:
+            try:
+                self.replays[key] = self._recorded(tuple(_filled(x, size) for x in inputs))
+            except Exception as error:  # whatever cannot be recorded runs as it is
+                self.failed = True
+                self.replays.clear()
+                reason = str(error).split("\n")[0]
+                warnings.warn(f"cuda_graphs: not used, {reason}", stacklevel=2)
+                return self.look(*inputs)
+        return self.replays[key](*inputs)
+
+    def _recorded(self, inputs: tuple[Tensor, ...]) -> Look:
+        """A replay that does the same for other inputs too: those, turned around."""
+        replay = self.record(self.look, inputs)
+        other = tuple(x.flip(tuple(range(x.ndim))) for x in inputs)
+        for found, expected in zip(replay(*other), self.look(*other), strict=True):
+            if not bool((found - expected).norm() <= AGREEMENT * expected.norm()):
+                raise RuntimeError("a replay differs from the passes themselves")
+        return replay
+
+
+class CudaGraphs:
+    """Records CUDA graphs that share their memory, which is right for results that are copied."""
+
+    def __init__(self) -> None:
+        self.pool: Any = None
+
+    def __call__(self, look: Look, inputs: tuple[Tensor, ...]) -> Look:
+        """Record `look` for inputs of that shape."""
+        held, device = tuple(x.clone() for x in inputs), inputs[0].device
+        graph = torch.cuda.CUDAGraph()
+        # The outer stream comes back even if the recording breaks off.
+        with torch.cuda.device(device), torch.cuda.stream(torch.cuda.current_stream(device)):
+            aside = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+            aside.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(aside):
+                for _ in range(WARM_UPS):
+                    look(*held)
+            torch.cuda.current_stream().wait_stream(aside)
+            self.pool = torch.cuda.graph_pool_handle() if self.pool is None else self.pool
+            # Other threads, a loader's for instance, may go on with theirs meanwhile.
+            mode = "thread_local"
+            with torch.cuda.graph(graph, self.pool, aside, capture_error_mode=mode):
+                outputs = look(*held)
+
+        def replay(*given: Tensor) -> tuple[Tensor, ...]:
+            rows = len(given[0])
+            for memory, value in zip(held, given, strict=True):
+                memory[:rows].copy_(value)
+            with torch.cuda.device(device):
+                graph.replay()
+            return tuple(out[:rows].clone() for out in outputs)
+
+        return replay
+
+
+def possible(images: Tensor) -> bool:
+    """Whether passes with such images can be recorded."""
+    return images.is_cuda
+
+
+def rounded(rows: int) -> int:
+    """Round up to one of 8, 12, 16, 24, 32, 48 and so on."""
+    size = LEAST
+    while size < rows:
+        size = size * 3 // 2 if size & (size - 1) == 0 else size // 3 * 4
+    return size
+
+
+def _filled(x: Tensor, size: int) -> Tensor:
+    """`x` (B, …) repeated up to `size` rows."""
+    rows = torch.arange(size, device=x.device) % len(x)
+    return x[rows]
