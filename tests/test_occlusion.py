@@ -128,7 +128,7 @@ def test_float64_models_and_images_stay_float64() -> None:
 
 
 def test_chunks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    net, images = convnet(spread=0.1), torch.rand(5, 3, 12, 12)
+    net, images = Looking(convnet(spread=0.1)), torch.rand(5, 3, 12, 12)
     whole = occlusion_scores(net, images, patch=4)
     for chunk in (1, 4, 7, 9, 20, 1000):
         monkeypatch.setattr(dense, "CPU_CHUNK", chunk)
@@ -145,7 +145,7 @@ def test_max_memory_shrinks_the_chunks() -> None:
 
     handle = net.register_forward_hook(spy)
     free = occlusion_scores(net, images)
-    assert largest == dense.CPU_CHUNK
+    assert 16 <= largest <= dense.CPU_CHUNK
     largest = 0
     bounded = occlusion_scores(net, images, max_memory=1_000_000)
     handle.remove()

@@ -14,7 +14,9 @@ from .. import checks, ops
 from ..classifier import Classifier
 from ..windows import Windows
 
-CPU_CHUNK = 64  # copies a forward pass: measured best on CPUs at 32 to 64 (one image's windows)
+CPU_CHUNK = 64  # copies a forward pass at most
+CPU_BYTES = 100 * 2**10  # of a thread's copies: 16 of 32×32 and 4 of 224×224 were best on 2 threads
+LEAST_COPIES = 2  # of a thread
 CUDA_CHUNK = 4096  # not measured
 CUDA_SHARE = 0.5  # of the free memory, where no max_memory is given; not measured
 
@@ -105,12 +107,19 @@ def chunk_size(classifier: Classifier, images: Tensor, max_memory: int | None) -
     `max_memory` bytes, or half of the free memory on CUDA, are divided by an estimate of what one
     copy needs at once.
     """
+    most = CUDA_CHUNK if images.is_cuda else _cached_copies(images)
     if max_memory is None and not images.is_cuda:
-        return CPU_CHUNK
+        return most
     if max_memory is None:
         max_memory = int(CUDA_SHARE * torch.cuda.mem_get_info(images.device)[0])
-    most = CUDA_CHUNK if images.is_cuda else CPU_CHUNK
     return max(1, min(most, max_memory // _bytes_per_copy(classifier, images)))
+
+
+def _cached_copies(images: Tensor) -> int:
+    """Copies whose maps stay in a CPU's cache, told by the images' size alone."""
+    threads = torch.get_num_threads()
+    fit = threads * CPU_BYTES // (images[0].numel() * images.element_size())
+    return min(CPU_CHUNK, max(fit, LEAST_COPIES * threads))
 
 
 def batch_size(classifier: Classifier, images: Tensor, max_memory: int | None) -> int:
