@@ -171,7 +171,9 @@ class Loop:
         if not len(self.used):
             self._allocate(batch)
         first = len(self.used)
-        slots, index = slice(first, first + len(rows)), torch.from_numpy(rows).to(batch.adv.device)
+        slots = slice(first, first + len(rows))
+        in_order = rows[-1] - rows[0] == len(rows) - 1  # copied at once rather than gathered
+        index = slice(rows[0], rows[-1] + 1) if in_order else self._index(rows)
         for name in HELD:
             if name in self.held:
                 self.held[name][slots] = getattr(batch, name)[index]
@@ -198,6 +200,8 @@ class Loop:
             for k, v in values.items()
             if isinstance(v, Tensor)
         }
+        if self.attack.search_for(batch.images) is not None:  # its gradients have that layout
+            self.held["images"] = self.held["images"].to(memory_format=torch.channels_last)
         for name in ("adv", "momentum") if self.attack.decay else ("adv",):
             self.held[name] = torch.empty_like(self.held["images"])
 
@@ -263,14 +267,15 @@ class Loop:
         last = used["updates"] == self.attack.steps
         used["forward"] += 1
         if last.all():
-            return _host(fooled(self.classifier.logits(adv), labels, target)), None
+            return _host(fooled(self.classifier.logits(adv.contiguous()), labels, target)), None
         logits, gradient = self._evaluate(adv, labels, target)
         success = np.zeros(len(adv), dtype=bool)
         if self.attack.early_stop or last.any():
             success = _host(fooled(logits, labels, target)) & (self.attack.early_stop | last)
-        sure = self.classifier.sure(logits)
+        decided = success | last
+        sure = self.classifier.sure(logits) if decided.any() else None
         if sure is not None:
-            self._judge(slots, success, (success | last) & ~_host(sure))
+            self._judge(slots, success, decided & ~_host(sure))
         if (success | last).all():
             return success, None
         return success, gradient()
@@ -284,7 +289,9 @@ class Loop:
             self.classifier.forwards += len(adv)
             logits, grad = captured(adv, labels, *(() if target is None else (target,)))
             return logits, lambda: grad
-        logits, leaf = self.classifier.trace(adv, search=True)
+        # The model itself always meets the same layout, which its rounding may depend on.
+        given = adv.contiguous() if self.classifier.search is None else adv
+        logits, leaf = self.classifier.trace(given, search=True)
         with torch.enable_grad():
             loss = losses.loss(self.attack.loss, logits, labels, target)
         if adv.is_cuda:  # queued before anybody waits for a verdict
@@ -299,7 +306,7 @@ class Loop:
             adv, labels = self._of("adv", chosen), self._of("labels", chosen)
             assert adv is not None
             assert labels is not None
-            logits = self.classifier.logits(adv)
+            logits = self.classifier.logits(adv.contiguous())
             self.used["forward"][chosen] += 1
             success[doubtful] = _host(fooled(logits, labels, self._of("target", chosen)))
 

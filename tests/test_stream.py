@@ -26,6 +26,7 @@ from sdsgsm_fast import (
     Gradient,
     SmoothingOnly,
 )  # fmt: skip
+from sdsgsm_fast.traced.search import Search
 
 SETTINGS: dict[str, dict[str, Any]] = {
     "occlusion": {},
@@ -348,3 +349,25 @@ def test_weights_that_change_unseen_between_results_count(hidden: bool) -> None:
     for result in under_way:
         fooled = predicted(model, result.adv) != labels[result.index]
         assert torch.equal(result.success, fooled)
+
+
+@pytest.mark.parametrize("early_stop", [False, True])
+def test_the_model_meets_images_in_their_own_layout(
+    early_stop: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Slots of a traced search are channels_last; whom the model judges is not."""
+    monkeypatch.setattr(Search, "doubt", property(lambda _: torch.inf))
+    torch.manual_seed(3)  # images that fall after 3 to 20 updates
+    net, layouts = zoo.residual().eval(), []
+    images = torch.rand(16, 3, 16, 16)
+    labels = predicted(net, images)
+    net.register_forward_pre_hook(lambda _, given: layouts.append(given[0].is_contiguous()))
+    attack = BIM(net, eps=16 / 255, alpha=0.5 / 255, batch_size=12, early_stop=early_stop)
+    for _ in range(2):  # the first one traces
+        layouts.clear()
+        result = attack.run(images, labels)
+    assert attack.search_for(images) is not None
+    assert result.success.any()
+    assert len(layouts) > 2
+    assert all(layouts)
+    assert result.adv.is_contiguous()
