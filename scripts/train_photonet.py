@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import argparse
 import time
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from sdsgsm_fast.images import photo_crops
 from sdsgsm_fast.photonet import MEAN, STD, WEIGHTS, PhotoNet
@@ -33,11 +34,12 @@ def augment(images: Tensor) -> Tensor:
 
 def normalise(images: Tensor) -> Tensor:
     """Apply the network's normalisation."""
-    return (images - torch.tensor(MEAN)[:, None, None]) / torch.tensor(STD)[:, None, None]
+    mean, std = (images.new_tensor(value)[:, None, None] for value in (MEAN, STD))
+    return (images - mean) / std
 
 
 @torch.no_grad()
-def accuracy(net: PhotoNet, images: Tensor, labels: Tensor) -> float:
+def accuracy(net: nn.Module, images: Tensor, labels: Tensor) -> float:
     """Share of `images` that `net` classifies as `labels`."""
     net.eval()
     hits = sum(
@@ -47,15 +49,24 @@ def accuracy(net: PhotoNet, images: Tensor, labels: Tensor) -> float:
     return hits / len(labels)
 
 
-def train(epochs: int, per_class: int, batch: int, seed: int) -> PhotoNet:
-    """Train a PhotoNet from a fixed seed and report its accuracy after every epoch."""
+def train(
+    make: Callable[[], nn.Module],
+    *,
+    epochs: int,
+    per_class: int,
+    batch: int,
+    seed: int,
+    device: str = "cpu",
+) -> nn.Module:
+    """Train a network from a fixed seed and report its accuracy after every epoch."""
     torch.manual_seed(seed)
     images, labels = photo_crops("train", per_class, seed=seed)
-    test = photo_crops("test", 100, seed=seed)
-    net = PhotoNet()
+    test = [part.to(device) for part in photo_crops("test", 100, seed=seed)]
+    net = make().to(device)
+    steps = epochs * (len(images) // batch)
     optimizer = torch.optim.SGD(net.parameters(), lr=0.01, momentum=0.9, weight_decay=5e-4)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, max_lr=0.1, total_steps=epochs * (len(images) // batch)
+        optimizer, max_lr=0.1 * batch / 128, total_steps=steps
     )
     for epoch in range(epochs):
         start = time.perf_counter()
@@ -63,16 +74,15 @@ def train(epochs: int, per_class: int, batch: int, seed: int) -> PhotoNet:
         for chosen in torch.randperm(len(images)).split(batch):
             if len(chosen) < batch:
                 continue
-            loss = F.cross_entropy(net(normalise(augment(images[chosen]))), labels[chosen])
+            x, y = augment(images[chosen]).to(device), labels[chosen].to(device)
+            loss = F.cross_entropy(net(normalise(x)), y)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
             schedule.step()
-        seconds = time.perf_counter() - start
-        print(
-            f"epoch {epoch + 1}/{epochs}: test accuracy {accuracy(net, *test):.3f}, {seconds:.0f} s"
-        )
-    return net.eval()
+        seconds, right = time.perf_counter() - start, accuracy(net, *test)
+        print(f"epoch {epoch + 1}/{epochs}: test accuracy {right:.3f}, {seconds:.0f} s", flush=True)
+    return net.cpu().eval()
 
 
 def main() -> None:
@@ -84,7 +94,13 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", default=str(WEIGHTS))
     args = parser.parse_args()
-    net = train(args.epochs, args.per_class, args.batch, args.seed)
+    net = train(
+        PhotoNet,
+        epochs=args.epochs,
+        per_class=args.per_class,
+        batch=args.batch,
+        seed=args.seed,
+    )
     save_file(net.state_dict(), args.out)
     print(f"wrote {args.out}: {sum(p.numel() for p in net.parameters())} parameters")
 
