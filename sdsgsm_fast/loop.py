@@ -276,19 +276,18 @@ class Loop:
         sure = self.classifier.sure(logits) if decided.any() else None
         if sure is not None:
             self._judge(slots, success, decided & ~_host(sure))
-        if (success | last).all():
-            return success, None
-        return success, gradient()
+        going = ~(success | last)
+        return success, gradient(going) if going.any() else None
 
     def _evaluate(
         self, adv: Tensor, labels: Tensor, target: Tensor | None
-    ) -> tuple[Tensor, Callable[[], Tensor]]:
-        """Logits, and what computes the loss's gradient or has it already."""
+    ) -> tuple[Tensor, Callable[[Flags], Tensor]]:
+        """Logits, and what gives the loss's gradient for some images, and anything for others."""
         captured = self.attack.captured_for(adv)
         if captured is not None:
             self.classifier.forwards += len(adv)
             logits, grad = captured(adv, labels, *(() if target is None else (target,)))
-            return logits, lambda: grad
+            return logits, lambda _: grad
         # The model itself always meets the same layout, which its rounding may depend on.
         given = adv.contiguous() if self.classifier.search is None else adv
         logits, leaf = self.classifier.trace(given, search=True)
@@ -296,8 +295,15 @@ class Loop:
             loss = losses.loss(self.attack.loss, logits, labels, target)
         if adv.is_cuda:  # queued before anybody waits for a verdict
             known = self.classifier.gradient(loss, leaf)
-            return logits, lambda: known
-        return logits, lambda: self.classifier.gradient(loss, leaf)
+            return logits, lambda _: known
+
+        def gradient(going: Flags) -> Tensor:
+            # Zeros for the others: the search's layers pass them on without computing them.
+            with torch.enable_grad():
+                kept = loss if going.all() else torch.where(torch.from_numpy(going), loss, 0)
+            return self.classifier.gradient(kept, leaf)
+
+        return logits, gradient
 
     def _judge(self, slots: slice, success: Flags, doubtful: Flags) -> None:
         """Let the model in its own precision decide what is in doubt."""

@@ -215,16 +215,22 @@ def test_paste(driver: Path, isa: str, crops: str) -> None:
 
 @pytest.mark.parametrize("isa", _native_cpu.isas())
 def test_winograd(driver: Path, isa: str) -> None:
-    for number, tile in itertools.product(range(len(CONVOLUTIONS)), winograd.TILES):
+    cases = itertools.product(range(len(CONVOLUTIONS)), winograd.TILES, (True, False))
+    for number, tile, adds in cases:
         x, weight, bias, other, padding = convolution_case(number)
+        if not adds:  # an image of zeros is left out
+            x[-1] = 0
         maps = [t.permute(0, 2, 3, 1).contiguous() for t in (x, other)]
         sizes = (len(x), x.shape[1], len(weight), *x.shape[2:], *other.shape[2:], *padding)
+        added = (bias, maps[1]) if adds else (None, None)
         request = (
             ints(WINOGRAD, ISAS[isa])
-            + b"".join(array(t) for t in (maps[0], winograd.pack(weight, tile), bias, maps[1]))
+            + b"".join(array(t) for t in (maps[0], winograd.pack(weight, tile), *added))
             + ints(*sizes, tile, 1)
         )
         found, rest = read(run(driver, request), maps[1])
         assert not rest
-        expected = F.relu(F.conv2d(x, weight, bias, padding=padding) + other)
+        expected = F.relu(
+            F.conv2d(x, weight, padding=padding) + adds * (bias[:, None, None] + other)
+        )
         assert torch.allclose(found.permute(0, 3, 1, 2), expected, atol=1e-5)

@@ -62,6 +62,10 @@ def test_gradients_of_a_layer(name: str, relu: bool, dtype: torch.dtype) -> None
     assert torch.allclose(
         alone, torch.autograd.grad(kept.relu() if relu else kept, x, up)[0], atol=1e-3
     )
+    up[1] = 0  # an image whose gradient nobody asks for is not computed
+    part = torch.autograd.grad(layer(x), x, up)[0]
+    assert not part[1].any()
+    assert torch.allclose(part[[0, 2]], alone[[0, 2]], rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", [n for n in (*zoo.TILED, *zoo.MIXED) if n != "attention"])

@@ -93,6 +93,24 @@ def test_nothing_is_written_around_the_result(isa: str, number: int, tile: int) 
 
 
 @pytest.mark.parametrize("tile", winograd.TILES)
+@pytest.mark.parametrize("zeros", [[0], [4], [1, 2], [0, 1, 2, 3, 4]])
+def test_images_of_zeros_are_left_out(isa: str, tile: int, zeros: list[int]) -> None:
+    """Their results are zeros, over what was there; the others' are what they were."""
+    x, weight, bias, other, padding = case(0)
+    x = last(x[:1].repeat(5, 1, 1, 1) * torch.arange(1.0, 6.0)[:, None, None, None])
+    packed, out = winograd.pack(weight, tile), other[:1].repeat(5, 1, 1, 1)
+    given = torch.where(torch.isin(torch.arange(5), torch.tensor(zeros))[:, None, None, None], 0, x)
+    whole, found = (torch.full_like(last(out), torch.nan) for _ in range(2))
+    native.winograd(whole, x, packed, None, None, padding, False)
+    native.winograd(found, last(given), packed, None, None, padding, False)
+    whole[zeros] = 0
+    assert torch.equal(found, whole)
+    biased = winograd.convolve(last(given), packed, len(weight), bias, None, padding, False)
+    expected = F.conv2d(given, weight, bias, padding=padding)
+    assert torch.allclose(biased, expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("tile", winograd.TILES)
 def test_an_image_does_not_depend_on_its_batch_nor_on_the_threads(isa: str, tile: int) -> None:
     x, weight = last(torch.randn(40, 48, 10, 9)), torch.randn(80, 48, 3, 3)
     packed, bias = winograd.pack(weight, tile), torch.randn(80)

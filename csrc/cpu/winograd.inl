@@ -82,10 +82,12 @@ struct Four {
 template <class Tile>
 class Winograd {
  public:
-  Winograd(const WinogradCall& c, int threads) : call(c) {
+  // Computes `count` images, which are listed.
+  Winograd(const WinogradCall& c, const int64_t* listed, int64_t count, int threads)
+      : call(c), images(listed) {
     down = (call.out_h + kOut - 1) / kOut;
     across = (call.out_w + kOut - 1) / kOut;
-    tiles = call.batch * down * across;
+    tiles = count * down * across;
     panels = (call.outputs + kPanel - 1) / kPanel;
     row = (call.channels + 15) / 16 * 16 + kApart;
     const bool heavy = kPlanes * call.channels * call.outputs > kStreamed;
@@ -118,6 +120,7 @@ class Winograd {
   static constexpr int kOut = Tile::kOut, kIn = Tile::kIn, kPlanes = kIn * kIn;
 
   const WinogradCall& call;
+  const int64_t* images;
   int64_t down, across, tiles;  // tiles a column, a row, in all
   int64_t panels;
   int64_t below, beside;  // threads that share the tiles, and the panels
@@ -130,7 +133,7 @@ class Winograd {
   };
   Place place(int64_t tile) const {
     const int64_t at = tile % (down * across);
-    return {tile / (down * across), at / across * kOut, at % across * kOut};
+    return {images[tile / (down * across)], at / across * kOut, at % across * kOut};
   }
 
   void run_block(int64_t first, int64_t from, int64_t to, float* inputs) const {
@@ -162,7 +165,7 @@ class Winograd {
   // The transformed inputs of a tile; zeros for one that only fills up the rows.
   void gather(int64_t tile, bool exists, const float* zeros, float* to) const {
     const int64_t channels = call.channels;
-    const Place at = place(tile);
+    const Place at = place(exists ? tile : 0);
     const float* from[kPlanes];
     for (int i = 0; i < kPlanes; ++i) {
       const int64_t y = at.y + i / kIn - call.above, x = at.x + i % kIn - call.before;
@@ -271,12 +274,34 @@ class Winograd {
   }
 };
 
+// Lists the images to compute. Where nothing is added one of zeros gives zeros, which are written
+// here: that is the gradient of an image that nobody asks for.
+int64_t list_images(const WinogradCall& call, int threads, int64_t* images) {
+  const int64_t in = call.in_h * call.in_w * call.channels;
+  const int64_t out = call.out_h * call.out_w * call.outputs;
+  const bool adds = call.bias || call.other;
+  parallel_for(workers(threads, call.batch, call.batch * out), call.batch, [&](int64_t b) {
+    const float* x = call.x + b * in;
+    int64_t zeros = 0;
+    while (!adds && zeros < in && x[zeros] == 0) ++zeros;
+    images[b] = !adds && zeros == in ? -1 : b;
+    if (images[b] < 0) memset(call.out + b * out, 0, size_t(out) * sizeof(float));
+  });
+  int64_t count = 0;
+  for (int64_t b = 0; b < call.batch; ++b)
+    if (images[b] >= 0) images[count++] = images[b];
+  return count;
+}
+
 void winograd(const WinogradCall& call, int threads) {
   if (call.batch <= 0 || call.outputs <= 0) return;
-  if (call.tile == Four::kOut)
-    Winograd<Four>(call, threads).run();
-  else
-    Winograd<Two>(call, threads).run();
+  auto* images = static_cast<int64_t*>(::operator new(size_t(call.batch) * sizeof(int64_t)));
+  const int64_t count = list_images(call, threads, images);
+  if (count && call.tile == Four::kOut)
+    Winograd<Four>(call, images, count, threads).run();
+  else if (count)
+    Winograd<Two>(call, images, count, threads).run();
+  ::operator delete(images);
 }
 
 // G·g·Gᵀ of each kernel, in double.

@@ -92,10 +92,11 @@ class Layer:
             )
             padding = (2 - c.padding[0], 2 - c.padding[1])
             return winograd.convolve(grad, weight, x.shape[1], None, None, padding, False)
-        found: Tensor = torch.ops.aten.convolution_backward(
-            grad, x, c.weight, None, c.stride, c.padding, c.dilation, False, (0, 0), c.groups,
-            (True, False, False),
-        )[0]  # fmt: skip
+        wanted = _not_zero(grad) if grad.is_cpu else None  # elsewhere a look is a wait
+        if wanted is None or len(wanted) == len(grad):
+            return _input_gradient(grad, x, c)
+        found = torch.zeros_like(x)
+        found[wanted] = _input_gradient(grad[wanted], x[: len(wanted)], c)
         return found
 
     def _transformed(self, key: str, weight: Callable[[], Tensor], size: Ints) -> Tensor:
@@ -153,6 +154,20 @@ class _Differentiable(torch.autograd.Function):
         like = torch.empty(ctx.shape, dtype=grad.dtype, device=grad.device, memory_format=LAYOUT)
         wanted = ctx.needs_input_grad[0]
         return ctx.layer.backward(grad, like) if wanted else None, grad if ctx.added else None, None
+
+
+def _input_gradient(grad: Tensor, x: Tensor, c: Convolution) -> Tensor:
+    """Of a convolution, by PyTorch."""
+    found: Tensor = torch.ops.aten.convolution_backward(
+        grad, x, c.weight, None, c.stride, c.padding, c.dilation, False, (0, 0), c.groups,
+        (True, False, False),
+    )[0]  # fmt: skip
+    return found
+
+
+def _not_zero(grad: Tensor) -> Tensor:
+    """Images that have a gradient."""
+    return grad.permute(0, 2, 3, 1).flatten(1).any(1).nonzero()[:, 0]
 
 
 def takes_winograd(convolution: Convolution, backend: str) -> bool:
