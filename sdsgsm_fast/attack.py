@@ -76,7 +76,7 @@ class _Prepared:
 
 
 class Attack:
-    """The attack loop with every setting of METHOD.md; `SDSGSM` and the presets are its settings.
+    """The attack loop of METHOD.md, section 3; `SDSGSM` and the presets are settings of it.
 
     Parameters
     ----------
@@ -133,9 +133,9 @@ class Attack:
         suits the device: 64 on a CPU.
     cuda_graphs
         Replay the search's passes as CUDA graphs, recorded once for each size of batch: for models
-        whose kernels are shorter than their launches. Takes images on a CUDA device, a search by
-        the traced model (one that cannot be traced runs without), and a model that looks at each
-        image apart from the others of its batch.
+        whose kernels are shorter than their launches. Needs images on a CUDA device, a precision
+        other than "float32", and a model that looks at each image apart from the others of its
+        batch; one that cannot be traced runs without.
     seed
         Seed of the random starts; None draws one from the operating system for each run.
     progress
@@ -524,11 +524,20 @@ class Attack:
         if self.batch_size is not None:
             checks.integer("batch_size", self.batch_size, 1)
         if self.cuda_graphs and self.classifier.precision == "float32":
-            raise ValueError("cuda_graphs: precision 'float32' runs the model itself, unrecorded")
+            raise ValueError(
+                "cuda_graphs: precision 'float32' runs the model itself, which is not recorded; "
+                "use 'auto' or 'bfloat16'"
+            )
         if self.seed is not None:
             checks.integer("seed", self.seed, 0)
             if self.seed >= 2**64:
                 raise ValueError(f"seed: expected an integer below 2**64, found {self.seed}")
+        width = self.bounds[1] - self.bounds[0]
+        if not isinstance(self.eps, Tensor) and self.eps > width * (1 + checks.TOLERANCE):
+            raise ValueError(
+                f"eps: expected at most {width:g}, the width of bounds, found {self.eps:g}; "
+                "8/255 of it is usual"
+            )
         if bool((torch.as_tensor(self.background) > 1).any()):
             raise ValueError(f"background: expected values in [0, 1], found {self.background}")
         known = self.domain is None or isinstance(self.domain, Tensor) or callable(self.domain)

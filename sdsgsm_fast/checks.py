@@ -6,6 +6,8 @@ import math
 from collections.abc import Callable, Sequence
 from numbers import Integral, Real
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -13,7 +15,7 @@ FLOAT32_MAX = torch.finfo(torch.float32).max
 KERNEL_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 TOLERANCE = 1e-6  # how far images may lie outside their bounds, as a share of the bounds' width
 
-PerChannel = float | Sequence[float] | Tensor
+PerChannel = float | Sequence[float] | Tensor | npt.NDArray[np.floating]
 
 
 def choice(name: str, value: str, options: Sequence[str]) -> None:
@@ -94,8 +96,8 @@ def image_batch(name: str, images: Tensor) -> None:
         raise ValueError(f"{name}: expected shape (B, C, H, W), found {tuple(shape)}")
     if not images.is_floating_point():
         raise TypeError(
-            f"{name}: expected a floating dtype, found {images.dtype}; "
-            "convert with .float() and divide by 255"
+            f"{name}: expected a floating dtype, found {images.dtype}; convert with .float(), "
+            "and divide by 255 unless bounds are (0, 255)"
         )
     if 0 in shape[1:] and shape[0]:
         raise ValueError(f"{name}: expected at least one value an image, found {tuple(shape)}")
@@ -213,10 +215,14 @@ def domain_tensor(domain: Tensor, images: Tensor) -> None:
 
 
 def per_channel(name: str, value: PerChannel, channels: int) -> tuple[float, ...]:
-    """Return one finite value a channel from a number, a sequence or a tensor."""
-    if isinstance(value, Tensor):
-        value = value.detach().flatten().tolist()
-    values = [float(v) for v in value] if isinstance(value, Sequence) else [float(value)]
+    """Return one finite value a channel from a number, a sequence, a tensor or an array."""
+    if isinstance(value, (Tensor, np.ndarray)):
+        value = torch.as_tensor(value).detach().flatten().tolist()
+    try:
+        values = [float(v) for v in value] if isinstance(value, Sequence) else [float(value)]
+    except (TypeError, ValueError) as error:
+        kind = "expected numbers, one or one a channel"
+        raise TypeError(f"{name}: {kind}, found {value!r}") from error
     if len(values) not in (1, channels):
         raise ValueError(
             f"{name}: expected one value or one for each of {channels} channels, "

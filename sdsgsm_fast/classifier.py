@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -248,8 +249,8 @@ def logits_of(output: Any) -> Tensor:
 
 
 def _numbers(value: checks.PerChannel | None) -> checks.PerChannel | None:
-    """What a tensor holds, so that nobody waits for its device again; anything else as it is."""
-    return value.detach().flatten().tolist() if isinstance(value, Tensor) else value
+    """What a tensor or an array holds, so that nobody waits for a device again; else as it is."""
+    return value.flatten().tolist() if isinstance(value, (Tensor, np.ndarray)) else value
 
 
 def _copies(module: nn.Module) -> dict[str, Tensor]:

@@ -6,6 +6,7 @@ import math
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -539,3 +540,15 @@ def test_progress_is_reported(
     assert "attack 12/12\n" in capsys.readouterr().err
     SDSGSM(net, steps=4)(images, labels)
     assert capsys.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("shape", [(3,), (3, 1, 1), (1, 3, 1, 1)])
+def test_normalisation_by_tensors_and_arrays(shape: tuple[int, ...]) -> None:
+    net, images = convnet(), torch.rand(3, 3, 16, 16)
+    mean, std = (0.5, 0.4, 0.3), (0.25, 0.2, 0.3)
+    labels = predicted(lambda x: net(x.sub(torch.tensor(mean)[:, None, None])), images)
+    expected = BIM(net, mean=mean, std=std, steps=3)(images, labels)
+    for kind in (torch.tensor, np.array):
+        given = [kind(value).reshape(shape) for value in (mean, std)]
+        found = BIM(net, mean=given[0], std=given[1], steps=3)(images, labels)
+        assert torch.allclose(found, expected, atol=1e-6)

@@ -99,6 +99,7 @@ SETTINGS: list[tuple[dict[str, Any], str]] = [
     ({"eps": -0.1}, "eps: expected a finite number of at least 0, found -0.1"),
     ({"eps": math.nan}, "eps: expected a finite number of at least 0, found nan"),
     ({"eps": "8/255"}, "eps: expected a finite number of at least 0, found '8/255'"),
+    ({"eps": 8}, "eps: expected at most 1, the width of bounds, found 8; 8/255 of it is usual"),
     ({"eps": torch.rand(4, 1)}, "eps: expected a number or shape (4,), found shape (4, 1)"),
     ({"eps": -torch.rand(4)}, "eps: expected finite values of at least 0"),
     ({"alpha": -1}, "alpha: expected a finite number of at least 0, found -1"),
@@ -198,6 +199,15 @@ MODELS: list[tuple[Callable[[Tensor], Any], type[Exception], str]] = [
     (lambda x: (x.flatten(1)[:, :5] - x.flatten(1)[:, :5]).sqrt(), ValueError,
      "model: the gradient is not finite for images [0]"),
 ]  # fmt: skip
+
+
+def test_normalisation_that_is_no_number() -> None:
+    with pytest.raises(
+        TypeError, match="mean: expected numbers, one or one a channel, found 'imag"
+    ):
+        Attack(Untouched(), mean="imagenet").run(IMAGES, LABELS)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="fill: expected numbers, one or one a channel, found None"):
+        occlusion_map(Untouched(), IMAGES, fill=None)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(("output", "error", "message"), MODELS, ids=[m[2][:60] for m in MODELS])
