@@ -18,6 +18,7 @@ from .convolution import Convolution, Ints
 
 LAYOUT = torch.channels_last
 LEAST_CHANNELS = 32  # of a convolution by Winograd's products
+WORTH_COPYING = 512  # products an output from which fewer images are worth their copies
 
 
 class Layer:
@@ -92,8 +93,10 @@ class Layer:
             )
             padding = (2 - c.padding[0], 2 - c.padding[1])
             return winograd.convolve(grad, weight, x.shape[1], None, None, padding, False)
-        wanted = _not_zero(grad) if grad.is_cpu else None  # elsewhere a look is a wait
-        if wanted is None or len(wanted) == len(grad):
+        if not grad.is_cpu or c.inner < WORTH_COPYING:  # elsewhere a look is a wait
+            return _input_gradient(grad, x, c)
+        wanted = _not_zero(grad)
+        if len(wanted) == len(grad):
             return _input_gradient(grad, x, c)
         found = torch.zeros_like(x)
         found[wanted] = _input_gradient(grad[wanted], x[: len(wanted)], c)
