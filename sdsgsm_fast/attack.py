@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 import secrets
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, TypedDict
 
 import torch
@@ -15,7 +17,7 @@ from torch import Tensor
 from . import checks, losses, ops
 from .classifier import Classifier, Model
 from .domains import Clean, Domain, Gradient, Measured, Occlusion, measure
-from .loop import Batch, Flags, Ints, Loop, kind_of
+from .loop import Batch, Flags, Ints, Loop, kind_of, look
 from .numerics import Setting, compute_dtype
 from .precision import bfloat16_pays
 from .progress import Progress, reporter
@@ -202,7 +204,7 @@ class Attack:
         self.seed = seed
         self.progress = reporter(progress)
         self._searches: dict[Any, Search] = {}  # by the kind of images
-        self._captured: dict[Any, tuple[Search, str, Captured]] = {}  # the same of their passes
+        self._captured: dict[Any, tuple[Any, Captured]] = {}  # recordings of their passes
         self._check_settings()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -301,8 +303,10 @@ class Attack:
                 item = next(batches, _END)  # with the random state and the model as their owner's
                 if item is _END:
                     more = False
+                    self._model_is_back(open_)
                     break
                 images, labels, target = _unpacked(item, device)
+                self._model_is_back(open_, but=images)
                 images = images.clone()  # its owner may fill the next one into the same memory
                 self._check_batch(images, labels, target, None)
                 places = torch.arange(seen, seen + len(images))
@@ -320,9 +324,8 @@ class Attack:
                 finished = [self._result(p) for p in open_ if not p.batch.left]
             open_ = [p for p in open_ if p.batch.left]
             yield from finished
-            if finished and open_:
-                with self._working():
-                    self._model_is_back(open_)
+            if finished:
+                self._model_is_back(open_)
 
     @contextmanager
     def _working(self) -> Iterator[None]:
@@ -411,46 +414,51 @@ class Attack:
         search, kind = self.search_for(images), kind_of(images)
         if search is None or not self.cuda_graphs:
             return None
+        # All that a recording holds on to; the constants are the same objects while they are equal.
+        held = search, self.loss, *self.classifier.normalisation(images)
         known = self._captured.get(kind)
-        if known is None or known[:2] != (search, self.loss):
-            known = search, self.loss, Captured(self._look)
+        if known is None or any(a is not b for a, b in zip(known[0], held, strict=True)):
+            known = held, Captured(partial(look, self.classifier, self.loss))
             self._captured[kind] = known
-        return known[2]
-
-    def _look(
-        self, images: Tensor, labels: Tensor, target: Tensor | None = None
-    ) -> tuple[Tensor, ...]:
-        """Logits and the loss's gradient of images, uncounted."""
-        forwards = self.classifier.forwards
-        logits, leaf = self.classifier.trace(images, search=True)
-        self.classifier.forwards = forwards
-        with torch.enable_grad():
-            loss = losses.loss(self.loss, logits, labels, target)
-        return logits.detach(), self.classifier.gradient(loss, leaf)
+        return known[1]
 
     def _prepare_search(self, images: Tensor) -> None:
         """Trace the model for images of this kind, or look whether an earlier trace still holds."""
+        kind = kind_of(images)
+        found = self._found_search(images, self._searches.pop(kind, None))
+        if found is not None:
+            self._searches[kind] = found
+        elif self.cuda_graphs:
+            warnings.warn(
+                "cuda_graphs: not used, the search is not by a traced model: it cannot be traced, "
+                f"is not in float32, or has fewer than {LEAST_UPDATES} updates",
+                stacklevel=2,
+            )
+        self._searches = dict(list(self._searches.items())[-KINDS:])
+        self._captured = {k: v for k, v in self._captured.items() if k in self._searches}
+
+    def _found_search(self, images: Tensor, known: Search | None) -> Search | None:
         kind, precision = self.classifier.input_dtype(images), self.classifier.precision
         many = self.steps * self.restarts >= LEAST_UPDATES
-        known = self._searches.pop(kind_of(images), None)
-        if known is None:
-            self._captured.pop(kind_of(images), None)
         if kind != torch.float32 or precision == "float32" or not (many or precision != "auto"):
-            return
+            return None
         reduced = precision == "bfloat16" or bfloat16_pays(images.device)
         dtype = torch.bfloat16 if reduced else kind
-        found = prepare(self.classifier, images, dtype, self.backend, known)
-        if found is not None:
-            self._searches[kind_of(images)] = found
-        for oldest in list(self._searches)[:-KINDS]:
-            del self._searches[oldest]
-            self._captured.pop(oldest, None)
+        return prepare(self.classifier, images, dtype, self.backend, known)
 
-    def _model_is_back(self, open_: list[_Prepared]) -> None:
-        """Look at the model again after it was in its owner's hands."""
-        for images in {kind_of(p.batch.images): p.batch.images for p in open_}.values():
-            if self.search_for(images) is not None:
-                self._prepare_search(images)
+    def _model_is_back(self, open_: list[_Prepared], but: Tensor | None = None) -> None:
+        """Look at the model again after it was in its owner's hands.
+
+        Not for the kind of `but`, images that are looked at anyway.
+        """
+        kinds = {kind_of(p.batch.images): p.batch.images for p in open_ if p.batch.left}
+        if but is not None:
+            kinds.pop(kind_of(but), None)
+        kinds = {kind: images for kind, images in kinds.items() if kind in self._searches}
+        if kinds:
+            with self._working():
+                for images in kinds.values():
+                    self._prepare_search(images)
 
     def _evaluate_clean(
         self, images: Tensor, labels: Tensor, target: Tensor | None

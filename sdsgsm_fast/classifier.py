@@ -78,7 +78,7 @@ class Classifier:
         self._overwrites: bool | None = None  # its input; unknown before the first pass
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leave the stand-in out: it belongs to one attack."""
+        """Leave out the stand-in, which belongs to one attack, and what is on a device."""
         return vars(self) | {"search": None, "_constants": {}}
 
     @property

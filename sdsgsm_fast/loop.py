@@ -19,6 +19,7 @@ from .result import fooled
 
 if TYPE_CHECKING:
     from .attack import Attack
+    from .classifier import Classifier
 
 Ints = npt.NDArray[np.int64]
 Flags = npt.NDArray[np.bool_]
@@ -94,8 +95,8 @@ class Loop:
 
     Each slot has an image, its iterate and its own number of updates (equation 4), so images come
     and go at any step. A step is one forward pass over the slots in use, which tells who is fooled,
-    one backward pass and one update. Its bookkeeping is on the host: the verdicts are the one
-    thing that a step waits for.
+    one backward pass and one update. Its bookkeeping is on the host, which waits for the verdicts
+    and for a look at the gradients.
 
     Parameters
     ----------
@@ -290,9 +291,7 @@ class Loop:
             return logits, lambda _: grad
         # The model itself always meets the same layout, which its rounding may depend on.
         given = adv.contiguous() if self.classifier.search is None else adv
-        logits, leaf = self.classifier.trace(given, search=True)
-        with torch.enable_grad():
-            loss = losses.loss(self.attack.loss, logits, labels, target)
+        logits, leaf, loss = loss_of(self.classifier, self.attack.loss, given, labels, target)
         if adv.is_cuda:  # queued before anybody waits for a verdict
             known = self.classifier.gradient(loss, leaf)
             return logits, lambda _: known
@@ -370,6 +369,27 @@ class Loop:
 
     def _index(self, slots: Ints) -> Tensor:
         return torch.from_numpy(slots).to(self.held["adv"].device)
+
+
+def look(
+    classifier: Classifier, loss: str, images: Tensor, labels: Tensor, target: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Logits and a loss's gradient of images in a search, uncounted."""
+    forwards = classifier.forwards
+    try:
+        logits, leaf, values = loss_of(classifier, loss, images, labels, target)
+        return logits.detach(), classifier.gradient(values, leaf)
+    finally:
+        classifier.forwards = forwards
+
+
+def loss_of(
+    classifier: Classifier, loss: str, images: Tensor, labels: Tensor, target: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Logits of images in a search, the leaf to differentiate for, and each image's loss."""
+    logits, leaf = classifier.trace(images, search=True)
+    with torch.enable_grad():
+        return logits, leaf, losses.loss(loss, logits, labels, target)
 
 
 def kind_of(images: Tensor) -> Any:

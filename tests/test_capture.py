@@ -5,6 +5,9 @@ A recording here keeps fixed memory and runs on it, as a CUDA graph does; test_g
 
 from __future__ import annotations
 
+import gc
+import warnings
+import weakref
 from typing import Any
 
 import pytest
@@ -87,7 +90,9 @@ def test_what_cannot_be_recorded_runs_as_it_is_and_says_so_once() -> None:
     with pytest.warns(UserWarning, match="not used, operation not permitted"):
         torch.testing.assert_close(captured(x, y), twice(x, y))
     x, y = torch.randn(20, 4), torch.randn(20)
-    torch.testing.assert_close(captured(x, y), twice(x, y))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        torch.testing.assert_close(captured(x, y), twice(x, y))
     assert calls == [8], "once something has failed nothing more is tried"
 
 
@@ -166,6 +171,50 @@ def test_another_loss_is_recorded_again(made: list[int]) -> None:
     expected = BIM(net, eps=EPS, steps=6, early_stop=False, loss="margin").run(images, labels)
     torch.testing.assert_close(found.adv, expected.adv, atol=1e-6, rtol=0)
     assert made == [8, 8]
+
+
+@pytest.mark.parametrize("setting", ["mean", "std"])
+def test_other_constants_are_recorded_again(setting: str, made: list[int]) -> None:
+    net, images = zoo.residual().eval(), torch.rand(8, 3, 16, 16)
+    labels = net(images).argmax(1)
+    attack = BIM(net, eps=EPS, steps=6, cuda_graphs=True, early_stop=False)
+    attack.run(images, labels)
+    first = attack.captured_for(images)
+    setattr(attack.classifier, setting, 0.5)
+    attack.run(images, labels)
+    assert attack.captured_for(images) is not first
+    assert made == [8, 8]
+
+
+def test_a_shortage_of_memory_is_the_callers(made: list[int]) -> None:
+    def short(look: Look, inputs: tuple[Tensor, ...]) -> Look:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    captured = Captured(twice, short)
+    with pytest.raises(torch.OutOfMemoryError):
+        captured(torch.randn(5, 4), torch.randn(5))
+    assert not captured.failed
+
+
+def test_recordings_go_with_their_attack_and_their_search(made: list[int]) -> None:
+    net, images = zoo.residual().eval(), torch.rand(8, 3, 16, 16)
+    labels = net(images).argmax(1)
+    attack = BIM(net, eps=EPS, steps=6, cuda_graphs=True)
+    attack.run(images, labels)
+    captured = weakref.ref(attack.captured_for(images))
+    gc.disable()
+    try:
+        del attack
+        assert captured() is None
+    finally:
+        gc.enable()
+    attack = BIM(net, eps=EPS, steps=6, cuda_graphs=True)
+    attack.run(images, labels)
+    net.double()
+    with pytest.warns(UserWarning, match="cuda_graphs: not used, the search is not by a traced"):
+        attack.run(images.double(), labels)
+    attack.run(images, labels)
+    assert not attack._captured
 
 
 def test_images_on_a_cpu_are_refused() -> None:

@@ -11,6 +11,7 @@ from nets import convnet, predicted
 from torch import Tensor, nn
 
 from sdsgsm_fast import BIM, PGD, SDSGSM, Gradient, Occlusion, _native_cpu, occlusion_scores, ops
+from sdsgsm_fast.classifier import Classifier
 
 HALVES = [torch.float16, torch.bfloat16]
 
@@ -200,3 +201,11 @@ def test_16_bit_results_overflow_and_keep_nan_as_in_torch() -> None:
         assert torch.equal(
             copy.float().nan_to_num(nan=-1), expected.to(dtype).float().nan_to_num(nan=-1)
         )
+
+
+def test_constants_have_the_precision_of_each_batch() -> None:
+    classifier = Classifier(lambda x: x.flatten(1), mean=0.1, std=0.3)
+    images = torch.rand(2, 3, 8, 8, dtype=torch.float64)
+    for dtype in (torch.float32, torch.float64, torch.float32):
+        given = images.to(dtype)
+        assert torch.equal(classifier.inputs(given), (given - 0.1) / 0.3)

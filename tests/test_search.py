@@ -186,7 +186,7 @@ def resident():
     with open("/proc/self/statm") as file:
         return int(file.read().split()[1]) * resource.getpagesize()
 
-torch.set_num_threads(1)
+torch.set_num_threads(4 if {looking} else 1)  # four take eight copies a pass
 net = zoo.residual().eval()
 net = Looking(net) if {looking} else net
 images = torch.rand(6, 3, 160, 160)

@@ -371,3 +371,25 @@ def test_the_model_meets_images_in_their_own_layout(
     assert len(layouts) > 2
     assert all(layouts)
     assert result.adv.is_contiguous()
+
+
+@pytest.mark.parametrize("last", ["the end", "images of another size"])
+def test_a_loader_that_changes_the_model_is_noticed(last: str) -> None:
+    """Whoever is asked for the next batch has the model in hand, also when there is none."""
+    torch.manual_seed(3)  # images that fall after 3 to 20 updates
+    net, images = zoo.residual().eval(), torch.rand(16, 3, 16, 16)
+    labels = predicted(net, images)
+
+    def batches() -> Iterator[tuple[Tensor, Tensor]]:
+        yield images, labels
+        with torch.no_grad():
+            for p in net.parameters():
+                if p.ndim == 4:
+                    p.neg_()
+        if last != "the end":
+            yield images[:1, :, :14], labels[:1]
+
+    attack = BIM(net, eps=16 / 255, alpha=0.5 / 255, batch_size=20)
+    result = next(r for r in attack.stream(batches()) if len(r.index) == 16)
+    fooled = predicted(net, result.adv) != labels
+    assert torch.equal(result.success | result.skipped, fooled | result.skipped)

@@ -23,6 +23,7 @@ from sdsgsm_fast.traced import search as searches
 from sdsgsm_fast.traced.convolution import Convolution
 from sdsgsm_fast.traced.layer import Layer
 from sdsgsm_fast.traced.search import Search, prepare
+from sdsgsm_fast.traced.trace import JUMPS, trace
 
 CONVOLUTIONS: dict[str, dict[str, Any]] = {
     "winograd": {"padding": (1, 1)},
@@ -308,6 +309,31 @@ def test_steps_and_gates_are_left_to_the_model() -> None:
             assert prepare(classifier, images, torch.float32, "auto", None) is None
 
 
+FLOATING_JUMPS: dict[str, Callable[[Tensor], Tensor]] = {
+    name: getattr(torch, name)
+    for name in ("round", "floor", "ceil", "trunc", "frac", "sign", "sgn", "angle")
+} | {
+    "heaviside": lambda x: torch.heaviside(x, torch.ones_like(x)),
+    "fmod": lambda x: torch.fmod(x, 0.3),
+    "remainder": lambda x: torch.remainder(x, 0.3),
+    "floor_divide": lambda x: torch.floor_divide(x, 0.3),
+    "threshold": lambda x: F.threshold(x, 0.5, 0.0),
+    "hardshrink": F.hardshrink,
+    "copysign": lambda x: torch.copysign(torch.ones_like(x), x),
+    "atan2": lambda x: torch.atan2(x, -torch.ones_like(x)),
+    "mode": lambda x: x.mode(dim=1, keepdim=True).values,
+}
+
+
+@pytest.mark.parametrize("name", sorted(JUMPS))
+def test_every_floating_jump_is_noticed(name: str) -> None:
+    def model(x: Tensor) -> Tensor:
+        return (FLOATING_JUMPS[name](x) + x).mean((2, 3))
+
+    graph = trace(Classifier(model), torch.rand(2, 3, 8, 8))
+    assert graph.jump() == name
+
+
 @pytest.mark.parametrize(
     "jump",
     [
@@ -319,6 +345,7 @@ def test_steps_and_gates_are_left_to_the_model() -> None:
         lambda x: x + (x * 4).round(),
         lambda x: x * (1 + x.flatten(2).max(2).indices[:, :, None, None]),
         lambda x: torch.copysign(torch.ones_like(x), x - 0.5) + x,
+        lambda x: torch.angle(x - 0.5) + x,
     ],
 )
 def test_a_verdict_after_a_jump_is_the_models(jump: Callable[[Tensor], Tensor]) -> None:

@@ -189,7 +189,8 @@ class Winograd {
     }
   }
 
-  // Adds products of up to kDepth channels from `first` on: rows of inputs by columns of a panel.
+  // Products of up to kDepth channels from `first` on, added to those of the channels before: rows
+  // of inputs by columns of a panel.
   void multiply(const float* inputs, int64_t first, int64_t rows, const float* weight,
                 int64_t width, float* to) const {
     const int64_t left = call.channels - first, depth = left < kDepth ? left : kDepth;

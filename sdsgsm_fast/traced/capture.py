@@ -22,9 +22,9 @@ AGREEMENT = 0.02  # largest deviation of a replay from the passes themselves, by
 class Captured:
     """Does what `look` does, by a recording for each size of batch.
 
-    Sizes are rounded up: by half of a power of two at most, and rows that fill up are old ones.
-    What is too large runs as it is; so does everything once something could not be recorded, or a
-    replay differed.
+    Sizes are rounded up to 8, 12, 16, 24, 32 and so on; rows that fill up are old ones. What is too
+    large runs as it is; so does everything once something could not be recorded, or a replay
+    differed.
 
     Parameters
     ----------
@@ -48,11 +48,13 @@ class Captured:
         if key not in self.replays:
             try:
                 self.replays[key] = self._recorded(tuple(_filled(x, size) for x in inputs))
+            except torch.OutOfMemoryError:
+                raise  # the caller halves its batches
             except Exception as error:  # whatever cannot be recorded runs as it is
                 self.failed = True
                 self.replays.clear()
                 reason = str(error).split("\n")[0]
-                warnings.warn(f"cuda_graphs: not used, {reason}", stacklevel=2)
+                warnings.warn(f"cuda_graphs: not used, {reason}", stacklevel=3)
                 return self.look(*inputs)
         return self.replays[key](*inputs)
 

@@ -39,7 +39,7 @@ class Search:
         self, classifier: Classifier, images: Tensor, dtype: torch.dtype, backend: str
     ) -> None:
         graph = trace(classifier, images, differentiable=True)
-        self.dtype = dtype
+        self.dtype, self.backend = dtype, backend
         self.exact = dtype == classifier.input_dtype(images) and graph.jump() is None
         self.network = lower(graph, dtype, images.device, backend)
         self.weights, self.objects = weights_of(classifier.module), Snapshot(classifier.model)
@@ -89,7 +89,8 @@ def prepare(
 ) -> Search | None:
     """`known` again if it still is the model, else another; None where the model runs itself."""
     try:
-        if known is not None and known.current(classifier) and known.agrees(classifier, images):
+        same = known is not None and (known.dtype, known.backend) == (dtype, backend)
+        if known and same and known.current(classifier) and known.agrees(classifier, images):
             return known
         search = Search(classifier, images, dtype, backend)
         return search if search.agrees(classifier, images) else None

@@ -107,10 +107,12 @@ class Node:
 
 JUMPS = frozenset(
     (
-        *("round", "floor", "ceil", "trunc", "frac", "fix", "sign", "sgn", "heaviside", "fmod"),
-        *("remainder", "floor_divide", "threshold", "hardshrink", "copysign"),
+        *("round", "floor", "ceil", "trunc", "frac", "sign", "sgn", "heaviside", "fmod"),
+        *("remainder", "floor_divide", "threshold", "hardshrink", "copysign", "angle", "atan2"),
+        "mode",
     )
 )
+"""Floating operations that make a step of a rounding error."""
 
 
 @dataclass(frozen=True)
