@@ -108,6 +108,10 @@ def demo(
     from . import demo as scenes
     from .report import markdown, plain, write_json, write_text
 
+    try:
+        backends.choose(backend, torch.empty(0, device=device))
+    except (RuntimeError, ValueError) as error:
+        raise typer.BadParameter(str(error), param_hint="'--backend'") from error
     scene = scenes.load_scene(per_class, device)
     accuracy = scene.accuracy()
     console = Console(soft_wrap=True, highlight=False)

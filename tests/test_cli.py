@@ -88,6 +88,13 @@ def test_bad_input_is_one_message_and_exit_2(
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.skipif("TRITON_INTERPRET" in os.environ, reason="Triton runs on a CPU then")
+def test_a_backend_that_cannot_run_is_one_message_and_exit_2(tmp_path: Path) -> None:
+    done = sdsgsm("demo", "--backend", "triton", cwd=tmp_path, code=2)
+    assert "backend: 'triton'" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 def test_a_demo_that_fools_nothing_still_has_its_table_and_figure(tmp_path: Path) -> None:
     sdsgsm("demo", "--eps", "0.1", "--per-class", "1", "--steps", "1", cwd=tmp_path)
     written = {path.name for path in (tmp_path / "sdsgsm-demo").iterdir()}
