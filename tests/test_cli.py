@@ -88,8 +88,10 @@ def test_bad_input_is_one_message_and_exit_2(
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.skipif("TRITON_INTERPRET" in os.environ, reason="Triton runs on a CPU then")
-def test_a_backend_that_cannot_run_is_one_message_and_exit_2(tmp_path: Path) -> None:
+def test_a_backend_that_cannot_run_is_one_message_and_exit_2(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)  # Triton runs on a CPU with it
     done = sdsgsm("demo", "--backend", "triton", cwd=tmp_path, code=2)
     assert "backend: 'triton'" in done.stderr
     assert "Traceback" not in done.stderr
