@@ -35,7 +35,7 @@ def photos(count: int = 24) -> tuple[nn.Module, Tensor, dict[str, Any]]:
 @pytest.mark.parametrize("rule", ["top", "threshold"])
 @pytest.mark.parametrize("settings", [{}, {"stride": 2}, {"coverage": 0.1, "score": "margin"}])
 def test_the_search_ends_in_the_float32_domain(rule: str, settings: dict[str, Any]) -> None:
-    net, images, normalisation = photos()
+    net, images, normalisation = photos(64)
     labels = predicted(net, (images - 0.5) / 0.25)
     attack: dict[str, Any] = {"steps": 1, "domain": Occlusion(patch=4, rule=rule, **settings)}
     found, strict, rough = (
