@@ -31,6 +31,20 @@ std::vector<const Kernels*> runnable() {
 
 const Kernels* chosen = runnable().back();
 
+// Null where there are none.
+const WinogradKernels* in_bfloat16() {
+#ifdef SDSGSM_BF16
+  if (chosen == &avx512 && __builtin_cpu_supports("avx512bf16")) return &avx512_bf16;
+#endif
+  return nullptr;
+}
+
+WinogradKernels winograd_for(DType type) {
+  if (type == DType::float32) return {chosen->winograd, chosen->winograd_pack};
+  if (type == DType::bfloat16 && in_bfloat16()) return *in_bfloat16();
+  throw std::invalid_argument("type: no Winograd products for it on this machine");
+}
+
 void use_isa(const std::string& name) {
   for (const Kernels* kernels : runnable())
     if (name == kernels->isa) {
@@ -63,19 +77,23 @@ PYBIND11_MODULE(_native_cpu, m) {
   def_paste<decltype(paste), int>(m, paste);
   // Sizes: batch, channels, outputs, in_h, in_w, out_h, out_w, rows above, columns before, tile.
   m.def("winograd", [](uintptr_t x, uintptr_t weight, uintptr_t bias, uintptr_t other,
-                       uintptr_t out, const std::array<int64_t, 10>& s, bool relu, int threads) {
-    const WinogradCall call{at<const float>(x), at<const float>(weight), at<const float>(bias),
-                            at<const float>(other), at<float>(out), s[0], s[1], s[2], s[3], s[4],
+                       uintptr_t out, const std::array<int64_t, 10>& s, bool relu, int type,
+                       int threads) {
+    const WinogradCall call{at<const void>(x), at<const void>(weight), at<const float>(bias),
+                            at<const void>(other), at(out), s[0], s[1], s[2], s[3], s[4],
                             s[5], s[6], s[7], s[8], s[9], relu};
+    const WinogradKernels kernels = winograd_for(DType(type));
     py::gil_scoped_release released;
-    chosen->winograd(call, threads);
+    kernels.winograd(call, threads);
   });
   m.def("winograd_pack", [](uintptr_t weight, uintptr_t out, int64_t outputs, int64_t channels,
-                            int64_t tile, int threads) {
-    const WinogradPackCall call{at<const float>(weight), at<float>(out), outputs, channels, tile};
+                            int64_t tile, int type, int threads) {
+    const WinogradPackCall call{at<const float>(weight), at(out), outputs, channels, tile};
+    const WinogradKernels kernels = winograd_for(DType(type));
     py::gil_scoped_release released;
-    chosen->winograd_pack(call, threads);
+    kernels.winograd_pack(call, threads);
   });
+  m.def("winograd_in_bfloat16", [] { return in_bfloat16() != nullptr; });
   m.def("isas", isas, "Instruction sets that this machine can run, the best last.");
   m.def("isa", [] { return std::string(chosen->isa); }, "The instruction set in use.");
   m.def("use_isa", use_isa, "Choose one of isas(), for tests and benchmarks.");

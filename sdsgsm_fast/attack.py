@@ -496,7 +496,7 @@ class Attack:
         if target is not None:
             checks.classes_in_range("target", target, logits.shape[1])
         if traced is None:
-            return logits, None, none
+            return logits, None, none + asked
         with torch.enable_grad():
             loss = losses.loss(self.loss, traced[0], labels, target)
         return logits, self.classifier.gradient(loss, traced[1]), none + asked
@@ -507,13 +507,17 @@ class Attack:
         if found is not None and sure is None:
             return found, 0
         # Occlusion compares the model's own logits before and after.
-        if found is None or sure is None or isinstance(self.domain, Occlusion) or not sure.any():
+        if isinstance(self.domain, Occlusion):
             return self.classifier.logits(images), 0
-        doubtful = ~sure
-        if bool(doubtful.any()):
+        if found is None or sure is None or not sure.any():
+            logits, passes = self.classifier.verdicts(images)
+            return logits, passes - 1
+        apart = (~sure).long()
+        if bool(apart.any()):
             found = found.to(compute_dtype(found)).clone()
-            found[doubtful] = self.classifier.logits(images[doubtful]).to(found.dtype)
-        return found, doubtful.long()
+            logits, apart[~sure] = self.classifier.verdicts(images[~sure])
+            found[~sure] = logits.to(found.dtype)
+        return found, apart
 
     def _check_settings(self) -> None:
         checks.integer("steps", self.steps, 1)

@@ -29,6 +29,14 @@ class StandIn(Protocol):
         """Logits (B, K) of normalised inputs."""
 
 
+class SearchedBy(StandIn, Protocol):
+    """What a search asks instead of the model."""
+
+    @property
+    def strict(self) -> StandIn | None:
+        """What it asks for verdicts; None for the model."""
+
+
 class Classifier:
     """A model that takes images in their bounds and returns logits.
 
@@ -72,7 +80,7 @@ class Classifier:
         self.std = _numbers(std)
         self.precision = precision
         self.reduced = precision == "bfloat16"
-        self.search: StandIn | None = None
+        self.search: SearchedBy | None = None
         self.forwards = 0
         self._constants: dict[Any, tuple[Tensor, Tensor]] = {}  # mean and std, on a device
         self._overwrites: bool | None = None  # its input; unknown before the first pass
@@ -209,9 +217,24 @@ class Classifier:
         """Which logits (B, K) of a search decide like the model's own, (B,) bool; None for all."""
         if self.search is None:
             return torch.zeros(len(logits), dtype=torch.bool) if self.reduced else None
-        exact = logits.detach().to(compute_dtype(logits))
-        best = exact.topk(2, dim=1).values
-        return (best[:, 0] - best[:, 1]) > self.search.doubt * exact.abs().amax(1).clamp(min=1)
+        return _beyond(logits, self.search.doubt)
+
+    @torch.no_grad()
+    def verdicts(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits (B, K) that decide like the model's own, and passes that each took, (B,) int64.
+
+        Where something precise stands in for the model, the model is asked where that is in doubt.
+        """
+        passes = torch.ones(len(images), dtype=torch.int64, device=images.device)
+        strict = None if self.search is None else self.search.strict
+        if strict is None:
+            return self.logits(images.contiguous()), passes
+        found = strict(self.inputs(images))
+        self.forwards += len(images)
+        doubtful = ~_beyond(found, strict.doubt)
+        if bool(doubtful.any()):
+            found[doubtful] = self.logits(images[doubtful].contiguous()).to(found.dtype)
+        return found, passes + doubtful
 
     def gradient(self, loss: Tensor, leaf: Tensor) -> Tensor:
         """∇ of a loss (B,), summed over the images, with respect to the images of `trace`.
@@ -246,6 +269,13 @@ def logits_of(output: Any) -> Tensor:
             f"found {type(output).__name__}"
         )
     return logits
+
+
+def _beyond(logits: Tensor, doubt: float) -> Tensor:
+    """Whether the largest logit leads by more than a share of the largest magnitude, (B,) bool."""
+    exact = logits.detach().to(compute_dtype(logits))
+    best = exact.topk(2, dim=1).values
+    return (best[:, 0] - best[:, 1]) > doubt * exact.abs().amax(1).clamp(min=1)
 
 
 def _numbers(value: checks.PerChannel | None) -> checks.PerChannel | None:

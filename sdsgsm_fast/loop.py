@@ -268,7 +268,9 @@ class Loop:
         last = used["updates"] == self.attack.steps
         used["forward"] += 1
         if last.all():
-            return _host(fooled(self.classifier.logits(adv.contiguous()), labels, target)), None
+            logits, passes = self.classifier.verdicts(adv)
+            used["forward"] += passes.cpu().numpy() - 1
+            return _host(fooled(logits, labels, target)), None
         logits, gradient = self._evaluate(adv, labels, target)
         success = np.zeros(len(adv), dtype=bool)
         if self.attack.early_stop or last.any():
@@ -305,14 +307,14 @@ class Loop:
         return logits, gradient
 
     def _judge(self, slots: slice, success: Flags, doubtful: Flags) -> None:
-        """Let the model in its own precision decide what is in doubt."""
+        """Decide as the model does, in its own precision, what is in doubt."""
         chosen = doubtful.nonzero()[0] + slots.start
         if len(chosen):
             adv, labels = self._of("adv", chosen), self._of("labels", chosen)
             assert adv is not None
             assert labels is not None
-            logits = self.classifier.logits(adv.contiguous())
-            self.used["forward"][chosen] += 1
+            logits, passes = self.classifier.verdicts(adv)
+            self.used["forward"][chosen] += passes.cpu().numpy()
             success[doubtful] = _host(fooled(logits, labels, self._of("target", chosen)))
 
     # Updates

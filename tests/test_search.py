@@ -13,7 +13,7 @@ import zoo
 from nets import Looking, convnet, predicted
 from torch import Tensor, nn
 
-from sdsgsm_fast import SDSGSM, Occlusion, occlusion, occlusion_map, occlusion_scores
+from sdsgsm_fast import SDSGSM, Occlusion, occlusion, occlusion_map, occlusion_scores, precision
 from sdsgsm_fast.domains import Question
 from sdsgsm_fast.images import photo_crops
 from sdsgsm_fast.photonet import MEAN, STD, load_photonet
@@ -78,6 +78,7 @@ def test_auto_notices_where_bfloat16_does_not_pay(monkeypatch: pytest.MonkeyPatc
     net, images = convnet(), torch.rand(4, 3, 16, 16)
     labels = predicted(net, images)
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False, raising=False)
+    monkeypatch.setattr(precision, "_is_amd", lambda: False)
     assert not bfloat16_pays(images.device)
     result = SDSGSM(net, steps=1).run(images, labels)
     strict = SDSGSM(net, steps=1, precision="float32").run(images, labels)
@@ -88,6 +89,10 @@ def test_auto_notices_where_bfloat16_does_not_pay(monkeypatch: pytest.MonkeyPatc
     assert SDSGSM(net, steps=1).run(images, labels).rescored is not None
     monkeypatch.delattr(torch.cpu, "_is_amx_tile_supported")
     assert not bfloat16_pays(images.device)
+    monkeypatch.setattr(precision, "_is_amd", lambda: True)
+    for supported in (True, False):
+        monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda s=supported: s)
+        assert bfloat16_pays(images.device) == supported
 
 
 def test_maps_are_exact_by_default() -> None:

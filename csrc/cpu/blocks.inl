@@ -25,7 +25,7 @@ template <class C>
 constexpr DType kTypeOf = sizeof(C) == 8 ? DType::float64 : DType::float32;
 
 // Ask for elements start … start + n - 1 before they are needed; they may lie past the end.
-void fetch(const void* array, DType type, int64_t start, int64_t n) {
+[[maybe_unused]] void fetch(const void* array, DType type, int64_t start, int64_t n) {
   const char* at = static_cast<const char*>(array) + start * size_of(type);
   for (int64_t i = 0; i < n * size_of(type); i += 64) __builtin_prefetch(at + i);
 }

@@ -8,6 +8,9 @@
 
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
 #define SDSGSM_MULTI_ISA 1
+#if __GNUC__ >= 12
+#define SDSGSM_BF16 1  // older ones cannot ask a CPU for it
+#endif
 // GCC 12 takes the undefined operands inside its own AVX-512 header for mistakes.
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
 #include <immintrin.h>

@@ -16,6 +16,7 @@ constexpr int kLanes = 8, kRows = 6, kVecs = 2;  // winograd.inl: 12 of 16 regis
 #include "winograd.inl"
 }  // namespace
 
-extern const Kernels avx2{"avx2", update, occlude, window_mean, paste, winograd, winograd_pack};
+extern const Kernels avx2{"avx2", update, occlude, window_mean, paste, winograd<Single>,
+                            winograd_pack<Single>};
 }  // namespace sdsgsm::cpu
 #endif

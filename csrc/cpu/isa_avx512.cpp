@@ -17,6 +17,7 @@ constexpr int kLanes = 16, kRows = 6, kVecs = 4;  // winograd.inl: 24 of 32 regi
 #include "winograd.inl"
 }  // namespace
 
-extern const Kernels avx512{"avx512", update, occlude, window_mean, paste, winograd, winograd_pack};
+extern const Kernels avx512{"avx512", update, occlude, window_mean, paste, winograd<Single>,
+                            winograd_pack<Single>};
 }  // namespace sdsgsm::cpu
 #endif

@@ -13,5 +13,6 @@ constexpr int kLanes = 4, kRows = 6, kVecs = 2;  // winograd.inl: 12 of 16 regis
 #include "winograd.inl"
 }  // namespace
 
-extern const Kernels baseline{"baseline", update, occlude, window_mean, paste, winograd, winograd_pack};
+extern const Kernels baseline{"baseline", update, occlude, window_mean, paste, winograd<Single>,
+                            winograd_pack<Single>};
 }  // namespace sdsgsm::cpu

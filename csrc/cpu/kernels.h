@@ -17,10 +17,18 @@ struct Kernels {
   void (*winograd_pack)(const WinogradPackCall&, int threads);
 };
 
+struct WinogradKernels {
+  void (*winograd)(const WinogradCall&, int threads);
+  void (*winograd_pack)(const WinogradPackCall&, int threads);
+};
+
 extern const Kernels baseline;
 #ifdef SDSGSM_MULTI_ISA
 extern const Kernels avx2;
 extern const Kernels avx512;
+#endif
+#ifdef SDSGSM_BF16
+extern const WinogradKernels avx512_bf16;  // in bfloat16
 #endif
 
 }  // namespace sdsgsm::cpu

@@ -7,15 +7,28 @@
 // sums of kRows tiles by kVecs vectors of outputs fit the registers.
 
 constexpr int64_t kTiles = 48;        // of a block, a multiple of kRows
-constexpr int64_t kCached = 500000;   // floats of a block's transformed inputs
-constexpr int64_t kDepth = 128;       // channels that are multiplied at once: their weights stay in L1
-constexpr int64_t kApart = 16;        // floats between planes and rows: else they share cache sets
-constexpr int64_t kStreamed = 1 << 20;  // floats of weights beyond which no core should read all
+constexpr int64_t kLine = 64;         // bytes between planes and rows: else they share cache sets
+constexpr int64_t kCached = 2000000;  // bytes of a block's transformed inputs
+constexpr int64_t kDepth = 32768;     // bytes of weights that are multiplied at once: they stay in L1
+constexpr int64_t kStreamed = 4 << 20;  // bytes of weights beyond which no core should read all
 
 typedef float Vec __attribute__((vector_size(4 * kLanes), aligned(4), may_alias));
 
 SDSGSM_HD Vec vec(const float* at) { return *reinterpret_cast<const Vec*>(at); }
 SDSGSM_HD void put(float* at, Vec value) { *reinterpret_cast<Vec*>(at) = value; }
+
+// Numbers of maps, transformed inputs and weights, and how they are multiplied: kPair channels of
+// kLanes outputs at once.
+struct Single {
+  typedef float Value;
+  static constexpr int kPair = 1;
+
+  SDSGSM_HD Vec read(const float* at) { return vec(at); }
+  SDSGSM_HD void write(float* at, Vec value) { put(at, value); }
+  SDSGSM_HD Vec weights(const float* at) { return vec(at); }
+  SDSGSM_HD float input(const float* at) { return *at; }
+  SDSGSM_HD Vec added(Vec sum, float x, Vec w) { return sum + x * w; }
+};
 
 // Each tile size says how one line of it is transformed: Bᵀ·d, Aᵀ·m and G·g, `step` values apart.
 
@@ -79,8 +92,10 @@ struct Four {
   }
 };
 
-template <class Tile>
+template <class Tile, class Type>
 class Winograd {
+  typedef typename Type::Value Value;
+
  public:
   // Computes `count` images, which are listed.
   Winograd(const WinogradCall& c, const int64_t* listed, int64_t count, int threads)
@@ -89,35 +104,41 @@ class Winograd {
     across = (call.out_w + kOut - 1) / kOut;
     tiles = count * down * across;
     panels = (call.outputs + kPanel - 1) / kPanel;
-    row = (call.channels + 15) / 16 * 16 + kApart;
-    const bool heavy = kPlanes * call.channels * call.outputs > kStreamed;
+    padded = (call.channels + kPair - 1) / kPair * kPair;
+    row = (call.channels + kApart - 1) / kApart * kApart + kApart;
+    const bool heavy = kPlanes * call.channels * call.outputs * kBytes > kStreamed;
     beside = heavy && panels >= threads ? threads : 1;
     const int64_t groups = (tiles + kRows - 1) / kRows, most_rows = threads / beside;
     below = groups < most_rows ? groups : most_rows;
-    int64_t most = kCached / (kPlanes * row) / kRows * kRows;
+    int64_t most = kCached / (kPlanes * row * kBytes) / kRows * kRows;
     most = most < kRows ? kRows : most > kTiles ? kTiles : most;
     const int64_t rounds = (tiles + below * most - 1) / (below * most);
     block = ((tiles + below * rounds - 1) / (below * rounds) + kRows - 1) / kRows * kRows;
     plane = block * row + kApart;
-    result = block * kPanel + kApart;
+    result = block * kPanel + kLine / int64_t(sizeof(float));
   }
 
   void run() const {
     const int64_t blocks = (tiles + block - 1) / block, team = below * beside;
-    const int64_t own = (kPlanes * (plane + result) + row + 15) / 16 * 16;
-    float* scratch = static_cast<float*>(
-        ::operator new(size_t(team * own) * sizeof(float), std::align_val_t(64)));
+    const int64_t values = (kPlanes * plane + row) * kBytes, lines = (values + kLine - 1) / kLine;
+    const int64_t products = kPlanes * result * int64_t(sizeof(float));
+    const int64_t own = lines * kLine + (products + kLine - 1) / kLine * kLine;
+    char* scratch = static_cast<char*>(::operator new(size_t(team * own), std::align_val_t(64)));
     parallel_for(int(team), team, [&](int64_t worker) {
       const int64_t down = worker / beside, side = worker % beside;
       const int64_t from = panels * side / beside, to = panels * (side + 1) / beside;
       for (int64_t b = blocks * down / below; b < blocks * (down + 1) / below; ++b)
-        run_block(b * block, from, to, scratch + worker * own);
+        run_block(b * block, from, to, reinterpret_cast<Value*>(scratch + worker * own),
+                  reinterpret_cast<float*>(scratch + worker * own + lines * kLine));
     });
     ::operator delete(scratch, std::align_val_t(64));
   }
 
  private:
   static constexpr int kOut = Tile::kOut, kIn = Tile::kIn, kPlanes = kIn * kIn;
+  static constexpr int kPair = Type::kPair;
+  static constexpr int64_t kBytes = sizeof(Value), kApart = kLine / kBytes;
+  static constexpr int64_t kAtOnce = kDepth / (kPanel * kBytes);  // channels
 
   const WinogradCall& call;
   const int64_t* images;
@@ -125,8 +146,9 @@ class Winograd {
   int64_t panels;
   int64_t below, beside;  // threads that share the tiles, and the panels
   int64_t block;          // tiles that are worked on at once
-  int64_t row;            // floats from one tile's inputs to the next one's
-  int64_t plane, result;  // floats from one of kPlanes matrices to the next: inputs, products
+  int64_t padded;         // channels, filled up to whole pairs
+  int64_t row;            // values from one tile's inputs to the next one's
+  int64_t plane, result;  // values from one of kPlanes matrices to the next: inputs, products
 
   struct Place {
     int64_t image, y, x;
@@ -136,19 +158,19 @@ class Winograd {
     return {images[tile / (down * across)], at / across * kOut, at % across * kOut};
   }
 
-  void run_block(int64_t first, int64_t from, int64_t to, float* inputs) const {
+  void run_block(int64_t first, int64_t from, int64_t to, Value* inputs, float* products) const {
     const int64_t count = tiles - first < block ? tiles - first : block;
     const int64_t rows = (count + kRows - 1) / kRows * kRows;
-    float *products = inputs + kPlanes * plane, *zeros = products + kPlanes * result;
-    memset(zeros, 0, size_t(row) * sizeof(float));
+    Value* zeros = inputs + kPlanes * plane;
+    memset(zeros, 0, size_t(row * kBytes));
     for (int64_t t = 0; t < rows; ++t) gather(first + t, t < count, zeros, inputs + t * row);
     for (int64_t k = from * kPanel; k < to * kPanel && k < call.outputs; k += kPanel) {
       const int64_t width = call.outputs - k < kPanel ? call.outputs - k : kPanel;
-      const float* weight = call.weight + k * kPlanes * call.channels;
+      const Value* weight = static_cast<const Value*>(call.weight) + k * kPlanes * padded;
       for (int i = 0; i < kPlanes; ++i)
-        for (int64_t c = 0; c < call.channels; c += kDepth)
-          multiply(inputs + i * plane + c, c, rows, weight + (i * call.channels + c) * kPanel,
-                   width, products + i * result);
+        for (int64_t c = 0; c < padded; c += kAtOnce)
+          multiply(inputs + i * plane + c, c, rows, weight + (i * padded + c) * kPanel, width,
+                   products + i * result);
       for (int64_t t = 0; t < count; ++t) scatter(first + t, k, width, products + t * kPanel);
     }
   }
@@ -163,70 +185,71 @@ class Winograd {
   }
 
   // The transformed inputs of a tile; zeros for one that only fills up the rows.
-  void gather(int64_t tile, bool exists, const float* zeros, float* to) const {
+  void gather(int64_t tile, bool exists, const Value* zeros, Value* to) const {
     const int64_t channels = call.channels;
+    const Value* maps = static_cast<const Value*>(call.x);
     const Place at = place(exists ? tile : 0);
-    const float* from[kPlanes];
+    const Value* from[kPlanes];
     for (int i = 0; i < kPlanes; ++i) {
       const int64_t y = at.y + i / kIn - call.above, x = at.x + i % kIn - call.before;
       const bool inside = exists && y >= 0 && y < call.in_h && x >= 0 && x < call.in_w;
-      from[i] = inside ? call.x + ((at.image * call.in_h + y) * call.in_w + x) * channels : zeros;
+      from[i] = inside ? maps + ((at.image * call.in_h + y) * call.in_w + x) * channels : zeros;
     }
     int64_t c = 0;
     for (; c + kLanes <= channels; c += kLanes) {
       Vec d[kPlanes];
 #pragma GCC unroll 36
-      for (int i = 0; i < kPlanes; ++i) d[i] = vec(from[i] + c);
+      for (int i = 0; i < kPlanes; ++i) d[i] = Type::read(from[i] + c);
       transform(d);
 #pragma GCC unroll 36
-      for (int i = 0; i < kPlanes; ++i) put(to + i * plane + c, d[i]);
+      for (int i = 0; i < kPlanes; ++i) Type::write(to + i * plane + c, d[i]);
     }
-    for (; c < channels; ++c) {
+    for (; c < padded; ++c) {
       float d[kPlanes];
-      for (int i = 0; i < kPlanes; ++i) d[i] = from[i][c];
+      for (int i = 0; i < kPlanes; ++i) d[i] = c < channels ? load(from[i] + c) : 0;
       transform(d);
-      for (int i = 0; i < kPlanes; ++i) to[i * plane + c] = d[i];
+      for (int i = 0; i < kPlanes; ++i) store(to + i * plane + c, d[i]);
     }
   }
 
-  // Products of up to kDepth channels from `first` on, added to those of the channels before: rows
+  // Products of up to kAtOnce channels from `first` on, added to those of the channels before: rows
   // of inputs by columns of a panel.
-  void multiply(const float* inputs, int64_t first, int64_t rows, const float* weight,
+  void multiply(const Value* inputs, int64_t first, int64_t rows, const Value* weight,
                 int64_t width, float* to) const {
-    const int64_t left = call.channels - first, depth = left < kDepth ? left : kDepth;
+    const int64_t left = padded - first, depth = left < kAtOnce ? left : kAtOnce;
     const int64_t parts = rows / kRows * ((width + kVecs * kLanes - 1) / (kVecs * kLanes));
-    const int64_t step = kPanel * int64_t(sizeof(float)) / parts;
+    const int64_t step = kPanel * kBytes / parts;
     // Each part fetches its share of the weights that come next, from further than L2.
     const char* next = reinterpret_cast<const char*>(weight + depth * kPanel);
     for (int64_t r = 0; r < rows; r += kRows, inputs += kRows * row, to += kRows * kPanel)
       for (int64_t k = 0; k < width; k += kVecs * kLanes, next += depth * step) {
         const int64_t vectors = (width - k + kLanes - 1) / kLanes;
         if (vectors > 2)
-          multiply<kVecs>(inputs, first, depth, weight + k, to + k, next, step);
+          multiply<kVecs>(inputs, first, depth, weight + k * kPair, to + k, next, step);
         else if (vectors == 2)
-          multiply<2>(inputs, first, depth, weight + k, to + k, next, step);
+          multiply<2>(inputs, first, depth, weight + k * kPair, to + k, next, step);
         else
-          multiply<1>(inputs, first, depth, weight + k, to + k, next, step);
+          multiply<1>(inputs, first, depth, weight + k * kPair, to + k, next, step);
       }
   }
 
   template <int vectors>
-  void multiply(const float* inputs, int64_t first, int64_t depth, const float* weight, float* to,
+  void multiply(const Value* inputs, int64_t first, int64_t depth, const Value* weight, float* to,
                 const char* next, int64_t step) const {
     Vec sum[kRows][vectors] = {};
     if (first)
 #pragma GCC unroll 8
       for (int r = 0; r < kRows; ++r)
         for (int j = 0; j < vectors; ++j) sum[r][j] = vec(to + r * kPanel + j * kLanes);
-    for (int64_t c = 0; c < depth; ++c, weight += kPanel, next += step) {
+    for (int64_t c = 0; c < depth; c += kPair, weight += kPair * kPanel, next += kPair * step) {
       __builtin_prefetch(next, 0, 2);
-      Vec w[vectors];
-      for (int j = 0; j < vectors; ++j) w[j] = vec(weight + j * kLanes);
+      decltype(Type::weights(weight)) w[vectors];
+      for (int j = 0; j < vectors; ++j) w[j] = Type::weights(weight + j * kLanes * kPair);
 #pragma GCC unroll 8
       for (int r = 0; r < kRows; ++r) {
-        const float x = inputs[r * row + c];
+        const auto x = Type::input(inputs + r * row + c);
 #pragma GCC unroll 4
-        for (int j = 0; j < vectors; ++j) sum[r][j] += x * w[j];
+        for (int j = 0; j < vectors; ++j) sum[r][j] = Type::added(sum[r][j], x, w[j]);
       }
     }
 #pragma GCC unroll 8
@@ -260,33 +283,37 @@ class Winograd {
 
   // At most `left` outputs from k on, which go to `index`.
   void finish(Vec y, int64_t index, int64_t k, int64_t left) const {
+    const Value* other = static_cast<const Value*>(call.other);
+    Value* out = static_cast<Value*>(call.out);
     if (left >= kLanes) {
       if (call.bias) y += vec(call.bias + k);
-      if (call.other) y += vec(call.other + index);
-      put(call.out + index, call.relu ? y < Vec{} ? Vec{} : y : y);  // a NaN stays one
+      if (other) y += Type::read(other + index);
+      Type::write(out + index, call.relu ? y < Vec{} ? Vec{} : y : y);  // a NaN stays one
       return;
     }
     for (int i = 0; i < left; ++i) {
       float value = y[i];
       if (call.bias) value += call.bias[k + i];
-      if (call.other) value += call.other[index + i];
-      call.out[index + i] = call.relu && value < 0 ? 0 : value;
+      if (other) value += load(other + index + i);
+      store(out + index + i, call.relu && value < 0 ? 0 : value);
     }
   }
 };
 
 // Lists the images to compute. Where nothing is added one of zeros gives zeros, which are written
 // here: that is the gradient of an image that nobody asks for.
+template <class Value>
 int64_t list_images(const WinogradCall& call, int threads, int64_t* images) {
   const int64_t in = call.in_h * call.in_w * call.channels;
   const int64_t out = call.out_h * call.out_w * call.outputs;
   const bool adds = call.bias || call.other;
   parallel_for(workers(threads, call.batch, call.batch * out), call.batch, [&](int64_t b) {
-    const float* x = call.x + b * in;
+    const Value* x = static_cast<const Value*>(call.x) + b * in;
     int64_t zeros = 0;
-    while (!adds && zeros < in && x[zeros] == 0) ++zeros;
+    while (!adds && zeros < in && load(x + zeros) == 0) ++zeros;
     images[b] = !adds && zeros == in ? -1 : b;
-    if (images[b] < 0) memset(call.out + b * out, 0, size_t(out) * sizeof(float));
+    if (images[b] < 0)
+      memset(static_cast<Value*>(call.out) + b * out, 0, size_t(out) * sizeof(Value));
   });
   int64_t count = 0;
   for (int64_t b = 0; b < call.batch; ++b)
@@ -294,29 +321,31 @@ int64_t list_images(const WinogradCall& call, int threads, int64_t* images) {
   return count;
 }
 
+template <class Type>
 void winograd(const WinogradCall& call, int threads) {
   if (call.batch <= 0 || call.outputs <= 0) return;
   auto* images = static_cast<int64_t*>(::operator new(size_t(call.batch) * sizeof(int64_t)));
-  const int64_t count = list_images(call, threads, images);
+  const int64_t count = list_images<typename Type::Value>(call, threads, images);
   if (count && call.tile == Four::kOut)
-    Winograd<Four>(call, images, count, threads).run();
+    Winograd<Four, Type>(call, images, count, threads).run();
   else if (count)
-    Winograd<Two>(call, images, count, threads).run();
+    Winograd<Two, Type>(call, images, count, threads).run();
   ::operator delete(images);
 }
 
 // G·g·Gᵀ of each kernel, in double.
-template <class Tile>
+template <class Tile, class Type>
 void pack(const WinogradPackCall& call, int threads) {
-  constexpr int64_t n = Tile::kIn;
+  constexpr int64_t n = Tile::kIn, pair = Type::kPair;
+  const int64_t padded = (call.channels + pair - 1) / pair * pair;
   const int64_t panels = (call.outputs + kPanel - 1) / kPanel;
-  const int64_t values = panels * call.channels * n * n * kPanel;
+  const int64_t values = panels * padded * n * n * kPanel;
   parallel_for(workers(threads, panels, values), panels, [&](int64_t panel) {
     const int64_t first = panel * kPanel, left = call.outputs - first;
     const int64_t width = left < kPanel ? left : kPanel;
-    for (int64_t c = 0; c < call.channels; ++c) {
+    for (int64_t c = 0; c < padded; ++c) {
       double g[9][kPanel] = {}, half[n * 3][kPanel], whole[n][kPanel];
-      for (int64_t k = 0; k < width; ++k) {
+      for (int64_t k = 0; k < width && c < call.channels; ++k) {
         const float* kernel = call.weight + ((first + k) * call.channels + c) * 9;
         for (int i = 0; i < 9; ++i) g[i][k] = kernel[i];
       }
@@ -327,17 +356,19 @@ void pack(const WinogradPackCall& call, int threads) {
         const double(*t)[kPanel] = half + 3 * i;
         for (int64_t k = 0; k < kPanel; ++k)
           Tile::weight(t[0][k], t[1][k], t[2][k], &whole[0][k], kPanel);
-        float* out = call.out + ((panel * n + i) * n * call.channels + c) * kPanel;
-        for (int64_t j = 0; j < n; ++j, out += call.channels * kPanel)
-          for (int64_t k = 0; k < kPanel; ++k) out[k] = float(whole[j][k]);
+        auto* out = static_cast<typename Type::Value*>(call.out) + c % pair +
+                    ((panel * n + i) * n * padded + c / pair * pair) * kPanel;
+        for (int64_t j = 0; j < n; ++j, out += padded * kPanel)
+          for (int64_t k = 0; k < kPanel; ++k) store(out + k * pair, float(whole[j][k]));
       }
     }
   });
 }
 
+template <class Type>
 void winograd_pack(const WinogradPackCall& call, int threads) {
   if (call.tile == Four::kOut)
-    pack<Four>(call, threads);
+    pack<Four, Type>(call, threads);
   else
-    pack<Two>(call, threads);
+    pack<Two, Type>(call, threads);
 }

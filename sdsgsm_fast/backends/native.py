@@ -20,7 +20,7 @@ from ..numerics import Setting, compute_dtype
 from ..windows import Windows
 from .calls import NORMALIZE, Occlude, Paste, Update, on_device
 
-INTERFACE = 5  # of the compiled modules; raised whenever their functions change
+INTERFACE = 6  # of the compiled modules; raised whenever their functions change
 
 _DTYPES = {torch.float32: 0, torch.float64: 1, torch.float16: 2, torch.bfloat16: 3}
 
@@ -206,15 +206,16 @@ def winograd(
     padding: tuple[int, int],
     relu: bool,
 ) -> None:
-    """relu(3×3 convolution of x + bias + other), float32 and channels_last on the CPU.
+    """relu(3×3 convolution of x + bias + other), channels_last on the CPU.
 
-    `weight` is that of `traced.winograd.pack`.
+    All in float32; or, where `winograd_in_bfloat16`, all in bfloat16 but for the bias. `weight` is
+    that of `traced.winograd.pack`.
     """
     sizes = (len(x), x.shape[1], *out.shape[1:2], *x.shape[2:], *out.shape[2:], *padding)
     tile = math.isqrt(weight.shape[1]) - 2
     _module("cpu").winograd(
         *(x.data_ptr(), weight.data_ptr(), _address(bias), _address(other), out.data_ptr()),
-        *((*sizes, tile), relu, torch.get_num_threads()),
+        *((*sizes, tile), relu, _DTYPES[x.dtype], torch.get_num_threads()),
     )
 
 
@@ -222,5 +223,10 @@ def winograd_pack(out: Tensor, weight: Tensor) -> None:
     """Weights (K, C, 3, 3), float32 and contiguous, as `winograd` takes them."""
     _module("cpu").winograd_pack(
         *(weight.data_ptr(), out.data_ptr(), *weight.shape[:2]),
-        *(math.isqrt(out.shape[1]) - 2, torch.get_num_threads()),
+        *(math.isqrt(out.shape[1]) - 2, _DTYPES[out.dtype], torch.get_num_threads()),
     )
+
+
+def winograd_in_bfloat16() -> bool:
+    """Whether this CPU has products of bfloat16 and the kernels are built with them."""
+    return bool(_module("cpu").winograd_in_bfloat16())

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from ..backends import choose, native
+from ..precision import has_amx
 from . import winograd
 from .convolution import Convolution, Ints
 
@@ -72,7 +73,8 @@ class Layer:
         form = self.form(*size)
         if form == "winograd":
             weight = self._transformed("winograd", lambda: c.weight, size)
-            return winograd.convolve(x, weight, len(c.weight), c.bias, other, c.padding, c.relu)
+            bias = None if c.bias is None else c.bias.float()
+            return winograd.convolve(x, weight, len(c.weight), bias, other, c.padding, c.relu)
         if form == "fused":
             return self._fused(x, other)
         if form == "product":
@@ -106,7 +108,9 @@ class Layer:
         """Weights for Winograd's products of outputs of a size."""
         tile = winograd.tile_for(*size)
         assert tile is not None
-        return self._laid_out((key, tile), lambda: winograd.pack(weight(), tile))
+        return self._laid_out(
+            (key, tile), lambda: winograd.pack(weight().float(), tile, weight().dtype)
+        )
 
     def _laid_out(self, key: Any, layout: Any) -> Tensor:
         if key not in self._weights:
@@ -178,7 +182,8 @@ def takes_winograd(convolution: Convolution, backend: str) -> bool:
 
     Measured on two cores against oneDNN: with AVX-512 1.7 to 3 times as fast from 64 channels on,
     with the smaller tile alone 1.6 times from 32 on and level at 16; that tile with AVX2 is about
-    as fast as oneDNN with AVX-512.
+    as fast as oneDNN with AVX-512. In bfloat16 they need its AVX-512 instructions, and AMX is
+    faster without them.
     """
     weight = convolution.weight
     return (
@@ -187,10 +192,14 @@ def takes_winograd(convolution: Convolution, backend: str) -> bool:
         and tuple(convolution.dilation) == (1, 1)
         and convolution.groups == 1
         and min(weight.shape[:2]) >= LEAST_CHANNELS
-        and weight.dtype == torch.float32
         and weight.is_cpu
         and choose(backend, weight) is native
+        and (weight.dtype == torch.float32 or _winograd_in(weight.dtype))
     )
+
+
+def _winograd_in(dtype: torch.dtype) -> bool:
+    return dtype == torch.bfloat16 and native.winograd_in_bfloat16() and not has_amx()
 
 
 def is_product(convolution: Convolution, pixels: int) -> bool:

@@ -11,42 +11,26 @@ from ..classifier import Classifier
 from ..noise import noise_like
 from ..numerics import logits_agree, rounding
 from .lower import lower
+from .network import Network
 from .snapshot import Snapshot
 from .trace import trace
 
 GRADIENT = {torch.float32: 0.02, torch.bfloat16: 0.5}  # of the gradient, by its norm
 
 
-class Search:
-    """Stands in for a model where a search asks for logits, and differentiates like it.
+class Traced:
+    """Logits by a lowered model.
 
     Parameters
     ----------
-    classifier, images
-        The model, held, and images (B, C, H, W) of the kind to come.
-    dtype
-        Of the maps: the model's own, or bfloat16.
-    backend
-        Whose kernels may run, as in `Attack`.
-
-    Raises
-    ------
-    Exception
-        Whatever the model cannot be traced for; then it runs itself.
+    network
+        The model.
+    exact
+        Whether it differs from the model by the rounding of its dtype alone.
     """
 
-    def __init__(
-        self, classifier: Classifier, images: Tensor, dtype: torch.dtype, backend: str
-    ) -> None:
-        graph = trace(classifier, images, differentiable=True)
-        self.dtype, self.backend = dtype, backend
-        self.exact = dtype == classifier.input_dtype(images) and graph.jump() is None
-        self.network = lower(graph, dtype, images.device, backend)
-        self.weights, self.objects = weights_of(classifier.module), Snapshot(classifier.model)
-
-    def current(self, classifier: Classifier) -> bool:
-        """Whether neither weights nor objects of the model have changed since."""
-        return self.weights == weights_of(classifier.module) and self.objects.unchanged()
+    def __init__(self, network: Network, *, exact: bool) -> None:
+        self.network, self.exact = network, exact
 
     def __call__(self, inputs: Tensor) -> Tensor:
         """Logits (B, K) of inputs that are normalised."""
@@ -58,7 +42,48 @@ class Search:
     @property
     def doubt(self) -> float:
         """Margin of a logit, in units of the largest, that leaves a verdict to the model."""
-        return rounding(self.dtype) if self.exact else torch.inf
+        return rounding(self.network.dtype) if self.exact else torch.inf
+
+
+class Search(Traced):
+    """Stands in for a model where a search asks for logits, and differentiates like it.
+
+    Parameters
+    ----------
+    classifier, images
+        The model, held, and images (B, C, H, W) of the kind to come.
+    dtype
+        Of the maps: the model's own, or bfloat16.
+    backend
+        Whose kernels may run, as in `Attack`.
+
+    Attributes
+    ----------
+    strict : Traced or None
+        The same in the model's own dtype, which a search in bfloat16 asks for verdicts.
+
+    Raises
+    ------
+    Exception
+        Whatever the model cannot be traced for; then it runs itself.
+    """
+
+    def __init__(
+        self, classifier: Classifier, images: Tensor, dtype: torch.dtype, backend: str
+    ) -> None:
+        graph = trace(classifier, images, differentiable=True)
+        own, smooth = classifier.input_dtype(images), graph.jump() is None
+        network = lower(graph, dtype, images.device, backend)
+        super().__init__(network, exact=smooth and dtype == own)
+        self.dtype, self.backend = dtype, backend
+        self.strict: Traced | None = None
+        if smooth and dtype != own:
+            self.strict = Traced(lower(graph, own, images.device, backend), exact=True)
+        self.weights, self.objects = weights_of(classifier.module), Snapshot(classifier.model)
+
+    def current(self, classifier: Classifier) -> bool:
+        """Whether neither weights nor objects of the model have changed since."""
+        return self.weights == weights_of(classifier.module) and self.objects.unchanged()
 
     def agrees(self, classifier: Classifier, images: Tensor) -> bool:
         """Whether it gives the model's own logits and gradient for an image of noise, uncounted.
@@ -77,9 +102,11 @@ class Search:
                 weights = torch.linspace(-1, 1, logits.shape[1], device=logits.device)
                 own = classifier.gradient((logits * weights).sum(1), leaf)
                 grad = classifier.gradient((found * weights).sum(1), mine)
+            strict = logits if self.strict is None else self.strict(classifier.inputs(noise))
         finally:
             classifier.forwards = forwards
         near = logits_agree(found, logits, self.dtype)
+        near = near and logits_agree(strict, logits, logits.dtype)
         alike = (grad - own).norm() <= GRADIENT[self.dtype] * own.norm()
         return near and bool(alike)
 

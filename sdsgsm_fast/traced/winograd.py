@@ -15,7 +15,7 @@ PRODUCT = 1.4  # time of a product, in those of a direct convolution; measured 0
 TILES = (2, 4)
 
 
-def pack(weight: Tensor, tile: int) -> Tensor:
+def pack(weight: Tensor, tile: int, dtype: torch.dtype = torch.float32) -> Tensor:
     """G·g·Gᵀ of each kernel, laid out for `csrc/winograd.h`.
 
     Parameters
@@ -24,15 +24,19 @@ def pack(weight: Tensor, tile: int) -> Tensor:
         (K, C, 3, 3) float32 on the CPU.
     tile
         Outputs of a tile along a line, 2 or 4.
+    dtype
+        Of the maps to come: float32, or bfloat16 where `native.winograd_in_bfloat16`.
 
     Returns
     -------
     Tensor
-        (⌈K/64⌉, (tile + 2)², C, 64) float32; outputs beyond K are zero.
+        (⌈K/64⌉, (tile + 2)², C, 64) float32 or (⌈K/64⌉, (tile + 2)², ⌈C/2⌉, 64, 2) bfloat16;
+        outputs beyond K are zero.
     """
     outputs, channels = weight.shape[:2]
-    shape = (-(-outputs // PANEL), (tile + 2) ** 2, channels, PANEL)
-    packed = torch.empty(shape, dtype=torch.float32, device="cpu")  # whatever the defaults are
+    pairs = (channels, PANEL) if dtype == torch.float32 else (-(-channels // 2), PANEL, 2)
+    shape = (-(-outputs // PANEL), (tile + 2) ** 2, *pairs)
+    packed = torch.empty(shape, dtype=dtype, device="cpu")  # whatever the defaults are
     native.winograd_pack(packed, weight.contiguous())
     return packed
 
@@ -68,15 +72,15 @@ def convolve(
     Parameters
     ----------
     x
-        (B, C, H, W) float32.
+        (B, C, H, W) float32, or bfloat16 as the weights.
     packed
         The weights as `pack` returns them.
     outputs
         K, the number of channels of the result.
     bias
-        (K,) or None.
+        (K,) float32 or None.
     other
-        Of the result's shape, or None.
+        Of the result's shape and dtype, or None.
     padding
         Zeros around the input, rows and columns.
     relu
