@@ -14,6 +14,8 @@ import torch
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
 
+from sdsgsm_fast import precision
+
 # On a machine with a GPU Triton takes no CPU tensors: test_gpu.py tests it there.
 BACKENDS = ("reference", "native", *(() if torch.cuda.is_available() else ("triton",)))
 
@@ -21,6 +23,20 @@ BACKENDS = ("reference", "native", *(() if torch.cuda.is_available() else ("trit
 @pytest.fixture(autouse=True)
 def _seeded() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def _searches_are_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the CPU: where bfloat16 would pay, tests ask for it or take `bfloat16_pays`."""
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False, raising=False)
+    monkeypatch.setattr(precision, "_is_amd", lambda: False)
+
+
+@pytest.fixture
+def bfloat16_pays(_searches_are_in_float32: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On the CPU, as on an AMD one of these days."""
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True, raising=False)
+    monkeypatch.setattr(precision, "_is_amd", lambda: True)
 
 
 @pytest.fixture(params=BACKENDS)

@@ -140,21 +140,21 @@ void paste(const Kernels& kernels) {
   give(out.data(), out.size());
 }
 
-void winograd(const Kernels& kernels) {
+void winograd(void (*run)(const WinogradCall&, int), int64_t width) {
   Array x, weight, bias, other;
   WinogradCall call{};
   for (int64_t* at : {&call.batch, &call.channels, &call.outputs, &call.in_h, &call.in_w,
                       &call.out_h, &call.out_w, &call.above, &call.before, &call.tile})
     *at = take<int64_t>();
   call.relu = take<int64_t>() != 0;
-  std::vector<float> out(size_t(call.batch * call.out_h * call.out_w * call.outputs));
-  call.x = static_cast<float*>(x.data());
-  call.weight = static_cast<float*>(weight.data());
+  std::vector<char> out(size_t(call.batch * call.out_h * call.out_w * call.outputs * width));
+  call.x = x.data();
+  call.weight = weight.data();
   call.bias = static_cast<float*>(bias.data());
-  call.other = static_cast<float*>(other.data());
+  call.other = other.data();
   call.out = out.data();
-  kernels.winograd(call, 2);
-  give(out.data(), out.size() * sizeof(float));
+  run(call, 2);
+  give(out.data(), out.size());
 }
 
 const Kernels* find(int64_t isa) {
@@ -171,12 +171,19 @@ int main() {
   for (;;) {
     int64_t kind;
     if (std::fread(&kind, sizeof kind, 1, stdin) != 1) return 0;
-    const Kernels* kernels = find(take<int64_t>());
+    const int64_t isa = take<int64_t>();
+#ifdef SDSGSM_BF16
+    if (kind == 4 && isa == 3) {
+      winograd(avx512_bf16.winograd, 2);
+      continue;
+    }
+#endif
+    const Kernels* kernels = find(isa);
     if (!kernels) return 2;
     if (kind == 0) update(*kernels);
     if (kind == 1) occlude(*kernels);
     if (kind == 2) window_mean(*kernels);
     if (kind == 3) paste(*kernels);
-    if (kind == 4) winograd(*kernels);
+    if (kind == 4) winograd(kernels->winograd, 4);
   }
 }

@@ -18,6 +18,7 @@ from test_side_effects import same, state
 from torch import Tensor, nn
 
 from sdsgsm_fast import occlusion_map, occlusion_scores
+from sdsgsm_fast.backends import native
 from sdsgsm_fast.classifier import Classifier
 from sdsgsm_fast.occlusion.incremental import Runner
 from sdsgsm_fast.occlusion.plan import SHARES, Plan, Planner
@@ -511,7 +512,7 @@ def test_every_form_of_a_convolution_is_conv2d(
                 assert torch.allclose(layer(given, other), F.relu(plain + other), atol=1e-4)
 
 
-def test_which_form_is_chosen() -> None:
+def test_which_form_is_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
     def layer(outputs: int, inputs: int, kernel: int = 3, stride: int = 1, **rest: Any) -> Layer:
         options: dict[str, Any] = {"dilation": (1, 1), "groups": 1, "backend": "auto"} | rest
         weight = torch.rand(outputs, inputs // options["groups"], kernel, kernel)
@@ -533,9 +534,12 @@ def test_which_form_is_chosen() -> None:
     for other in (
         layer(64, 64, backend="reference"), layer(64, 64, stride=2), layer(64, 64, 5),
         layer(64, 64, dilation=(2, 2)), layer(64, 64, groups=2), layer(64, 16),
-        layer(64, 64, dtype=torch.bfloat16),
     ):  # fmt: skip
         assert other.form(8, 9) == "fused"
+    in_bfloat16 = "winograd" if native.winograd_in_bfloat16() else "fused"
+    assert layer(64, 64, dtype=torch.bfloat16).form(8, 9) == in_bfloat16
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: True, raising=False)
+    assert layer(64, 64, dtype=torch.bfloat16).form(8, 9) == "fused", "AMX is faster"
     assert layer(64, 64, dtype=torch.float64).form(8, 9) == "plain"
 
 

@@ -22,13 +22,14 @@ from test_winograd import case as convolution_case
 from torch import Tensor
 
 from sdsgsm_fast import _native_cpu, ops
+from sdsgsm_fast.backends import native
 from sdsgsm_fast.backends.calls import NORMALIZE
 from sdsgsm_fast.backends.native import _DTYPES, _grid
 from sdsgsm_fast.traced import winograd
 from sdsgsm_fast.windows import Windows
 
 ROOT = Path(__file__).parents[1]
-ISAS = {"baseline": 0, "avx2": 1, "avx512": 2}
+ISAS = {"baseline": 0, "avx2": 1, "avx512": 2, "avx512_bf16": 3}
 UPDATE, OCCLUDE, WINDOW_MEAN, PASTE, WINOGRAD = range(5)
 
 pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="g++ was not found")
@@ -213,19 +214,23 @@ def test_paste(driver: Path, isa: str, crops: str) -> None:
             assert torch.equal(found, expected)
 
 
-@pytest.mark.parametrize("isa", _native_cpu.isas())
+@pytest.mark.parametrize(
+    "isa", [*_native_cpu.isas(), *(["avx512_bf16"] if native.winograd_in_bfloat16() else [])]
+)
 def test_winograd(driver: Path, isa: str) -> None:
+    dtype = torch.bfloat16 if isa == "avx512_bf16" else torch.float32
     cases = itertools.product(range(len(CONVOLUTIONS)), winograd.TILES, (True, False))
     for number, tile, adds in cases:
         x, weight, bias, other, padding = convolution_case(number)
         if not adds:  # an image of zeros is left out
             x[-1] = 0
-        maps = [t.permute(0, 2, 3, 1).contiguous() for t in (x, other)]
+        maps = [t.permute(0, 2, 3, 1).contiguous().to(dtype) for t in (x, other)]
+        packed = winograd.pack(weight, tile, dtype)
         sizes = (len(x), x.shape[1], len(weight), *x.shape[2:], *other.shape[2:], *padding)
         added = (bias, maps[1]) if adds else (None, None)
         request = (
             ints(WINOGRAD, ISAS[isa])
-            + b"".join(array(t) for t in (maps[0], winograd.pack(weight, tile), *added))
+            + b"".join(array(t) for t in (maps[0], packed, *added))
             + ints(*sizes, tile, 1)
         )
         found, rest = read(run(driver, request), maps[1])
@@ -233,4 +238,5 @@ def test_winograd(driver: Path, isa: str) -> None:
         expected = F.relu(
             F.conv2d(x, weight, padding=padding) + adds * (bias[:, None, None] + other)
         )
-        assert torch.allclose(found.permute(0, 3, 1, 2), expected, atol=1e-5)
+        atol = 1e-5 if dtype == torch.float32 else 0.2
+        assert torch.allclose(found.permute(0, 3, 1, 2).float(), expected, atol=atol)

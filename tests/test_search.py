@@ -13,7 +13,7 @@ import zoo
 from nets import Looking, convnet, predicted
 from torch import Tensor, nn
 
-from sdsgsm_fast import SDSGSM, Occlusion, occlusion, occlusion_map, occlusion_scores, precision
+from sdsgsm_fast import SDSGSM, Occlusion, occlusion_map, occlusion_scores, ops, precision
 from sdsgsm_fast.domains import Question
 from sdsgsm_fast.images import photo_crops
 from sdsgsm_fast.photonet import MEAN, STD, load_photonet
@@ -21,17 +21,12 @@ from sdsgsm_fast.precision import bfloat16_pays
 from sdsgsm_fast.windows import Windows
 
 
-@pytest.fixture
-def _pays(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(occlusion, "bfloat16_pays", lambda device: True)
-
-
 def photos(count: int = 24) -> tuple[nn.Module, Tensor, dict[str, Any]]:
     images = photo_crops("test", -(-count // 10), seed=3)[0][:count]
     return load_photonet(), images, {"mean": MEAN, "std": STD}
 
 
-@pytest.mark.usefixtures("_pays")
+@pytest.mark.usefixtures("bfloat16_pays")
 @pytest.mark.parametrize("rule", ["top", "threshold"])
 @pytest.mark.parametrize("settings", [{}, {"stride": 2}, {"coverage": 0.1, "score": "margin"}])
 def test_the_search_ends_in_the_float32_domain(rule: str, settings: dict[str, Any]) -> None:
@@ -42,7 +37,10 @@ def test_the_search_ends_in_the_float32_domain(rule: str, settings: dict[str, An
         SDSGSM(net, precision=precision, **normalisation, **attack).run(images, labels)
         for precision in ("auto", "float32", "bfloat16")
     )
-    same = (found.domain == strict.domain).double().mean()
+    heights = ops.window_mean(strict.scores, 32, 32, patch=4, stride=settings.get("stride", 4))
+    cut = torch.where(strict.domain > 0, heights, torch.inf).amin((1, 2), keepdim=True)
+    tied = (heights - cut).abs() < 1e-6  # float32 itself may put them on either side
+    same = ((found.domain == strict.domain) | tied).double().mean()
     assert float(same) >= 0.999
     assert float((rough.domain == strict.domain).double().mean()) < float(same)
     windows = strict.scores[0].numel()
@@ -54,7 +52,7 @@ def test_the_search_ends_in_the_float32_domain(rule: str, settings: dict[str, An
     assert torch.all((spent >= 0) & (spent <= 3)), "clean maps in two precisions"
 
 
-@pytest.mark.usefixtures("_pays")
+@pytest.mark.usefixtures("bfloat16_pays")
 @pytest.mark.parametrize("rule", ["flip", "soft"])
 def test_rules_without_a_cut_take_float32(rule: str) -> None:
     net, images, normalisation = photos(4)
@@ -64,7 +62,7 @@ def test_rules_without_a_cut_take_float32(rule: str) -> None:
     assert result.rescored is None
 
 
-@pytest.mark.usefixtures("_pays")
+@pytest.mark.usefixtures("bfloat16_pays")
 def test_models_without_a_trace_are_searched_too() -> None:
     net, images = convnet(spread=0.5), torch.rand(6, 3, 16, 16)
     labels = predicted(net, images)

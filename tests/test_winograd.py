@@ -29,6 +29,20 @@ def isa(request: pytest.FixtureRequest) -> Iterator[str]:
     _native_cpu.use_isa(before)
 
 
+# Every instruction set, and those products of bfloat16 that the last one may have.
+KINDS = [(name, torch.float32) for name in _native_cpu.isas()]
+if native.winograd_in_bfloat16():
+    KINDS.append((_native_cpu.isa(), torch.bfloat16))
+
+
+@pytest.fixture(params=KINDS, ids=str)
+def dtype(request: pytest.FixtureRequest) -> Iterator[torch.dtype]:
+    before, (name, kind) = _native_cpu.isa(), request.param
+    _native_cpu.use_isa(name)
+    yield kind
+    _native_cpu.use_isa(before)
+
+
 def last(x: Tensor) -> Tensor:
     return x.contiguous(memory_format=torch.channels_last)
 
@@ -77,28 +91,65 @@ def test_agrees_with_a_convolution(
     assert float((found - expected).abs().max()) < (1e-5 if tile == 2 else 2e-5)
 
 
+IN_BFLOAT16 = pytest.mark.skipif(
+    not native.winograd_in_bfloat16(), reason="no products of bfloat16 here"
+)
+
+
+@IN_BFLOAT16
+@pytest.mark.parametrize("number", range(len(CASES)))
+@pytest.mark.parametrize("added", [False, True])
+def test_bfloat16_is_exact_where_nothing_is_rounded(number: int, added: bool) -> None:
+    x, weight, bias, other, padding = case(number)
+    x = torch.randint_like(x, -1, 2)
+    weight = 4.0 * torch.randint_like(weight, -1, 2) * (torch.rand_like(weight) < 0.05)
+    bias, other = (4.0 * torch.randint_like(t, -3, 4) for t in (bias, other))
+    expected = F.conv2d(x, weight, bias, padding=padding)
+    expected = (expected + other).relu() if added else expected
+    found = winograd.convolve(
+        x.bfloat16(), winograd.pack(weight, 2, torch.bfloat16), len(weight), bias,
+        other.bfloat16() if added else None, padding, added,
+    )  # fmt: skip
+    assert found.dtype == torch.bfloat16
+    assert torch.equal(found.float(), expected)
+
+
+@IN_BFLOAT16
 @pytest.mark.parametrize("tile", winograd.TILES)
 @pytest.mark.parametrize("number", range(len(CASES)))
-def test_nothing_is_written_around_the_result(isa: str, number: int, tile: int) -> None:
+def test_bfloat16_is_as_near_as_its_rounding(number: int, tile: int) -> None:
     x, weight, bias, other, padding = case(number)
-    canary = 12345.0
+    x, weight, other = x.bfloat16(), weight.bfloat16().float(), other.bfloat16()
+    exact = F.conv2d(x.double(), weight.double(), bias.double(), padding=padding) + other
+    packed = winograd.pack(weight, tile, torch.bfloat16)
+    found = winograd.convolve(x, packed, len(weight), bias, other, padding, False)
+    assert float((found - exact).norm()) < (0.006 if tile == 2 else 0.015) * float(exact.norm())
+
+
+@pytest.mark.parametrize("tile", winograd.TILES)
+@pytest.mark.parametrize("number", range(len(CASES)))
+def test_nothing_is_written_around_the_result(number: int, tile: int, dtype: torch.dtype) -> None:
+    x, weight, bias, other, padding = case(number)
+    canary = 12352.0
     batch, outputs, height, width = other.shape
-    whole = torch.full((other.numel() + 128,), canary)
+    whole = torch.full((other.numel() + 128,), canary, dtype=dtype)
     out = whole[64:-64].view(batch, height, width, outputs).permute(0, 3, 1, 2)
-    native.winograd(out, x, winograd.pack(weight, tile), bias, other, padding, True)
+    packed = winograd.pack(weight, tile, dtype)
+    native.winograd(out, x.to(dtype), packed, bias, other.to(dtype), padding, True)
     expected = F.relu(F.conv2d(x, weight, bias, padding=padding) + other)
-    assert torch.allclose(out, expected, atol=1e-5)
+    assert torch.allclose(out.float(), expected, atol=1e-5 if dtype == torch.float32 else 0.2)
     assert torch.all(whole[:64] == canary)
     assert torch.all(whole[-64:] == canary)
 
 
 @pytest.mark.parametrize("tile", winograd.TILES)
 @pytest.mark.parametrize("zeros", [[0], [4], [1, 2], [0, 1, 2, 3, 4]])
-def test_images_of_zeros_are_left_out(isa: str, tile: int, zeros: list[int]) -> None:
+def test_images_of_zeros_are_left_out(tile: int, zeros: list[int], dtype: torch.dtype) -> None:
     """Their results are zeros, over what was there; the others' are what they were."""
     x, weight, bias, other, padding = case(0)
+    x, other = x.to(dtype), other.to(dtype)
     x = last(x[:1].repeat(5, 1, 1, 1) * torch.arange(1.0, 6.0)[:, None, None, None])
-    packed, out = winograd.pack(weight, tile), other[:1].repeat(5, 1, 1, 1)
+    x, packed, out = x.to(dtype), winograd.pack(weight, tile, dtype), other[:1].repeat(5, 1, 1, 1)
     given = torch.where(torch.isin(torch.arange(5), torch.tensor(zeros))[:, None, None, None], 0, x)
     whole, found = (torch.full_like(last(out), torch.nan) for _ in range(2))
     native.winograd(whole, x, packed, None, None, padding, False)
@@ -106,14 +157,16 @@ def test_images_of_zeros_are_left_out(isa: str, tile: int, zeros: list[int]) -> 
     whole[zeros] = 0
     assert torch.equal(found, whole)
     biased = winograd.convolve(last(given), packed, len(weight), bias, None, padding, False)
-    expected = F.conv2d(given, weight, bias, padding=padding)
-    assert torch.allclose(biased, expected, atol=1e-4)
+    expected = F.conv2d(given.float(), weight, bias, padding=padding)
+    assert torch.allclose(biased.float(), expected, atol=1e-4 if dtype == torch.float32 else 0.2)
 
 
 @pytest.mark.parametrize("tile", winograd.TILES)
-def test_an_image_does_not_depend_on_its_batch_nor_on_the_threads(isa: str, tile: int) -> None:
-    x, weight = last(torch.randn(40, 48, 10, 9)), torch.randn(80, 48, 3, 3)
-    packed, bias = winograd.pack(weight, tile), torch.randn(80)
+def test_an_image_does_not_depend_on_its_batch_nor_on_the_threads(
+    tile: int, dtype: torch.dtype
+) -> None:
+    x, weight = last(torch.randn(40, 47, 10, 9)).to(dtype), torch.randn(80, 47, 3, 3)
+    packed, bias = winograd.pack(weight, tile, dtype), torch.randn(80)
     together = winograd.convolve(x, packed, 80, bias, None, (1, 1), False)
     threads = torch.get_num_threads()
     try:
@@ -127,15 +180,15 @@ def test_an_image_does_not_depend_on_its_batch_nor_on_the_threads(isa: str, tile
 
 
 @pytest.mark.parametrize("tile", winograd.TILES)
-def test_not_a_number_stays_one_and_no_images_give_none(isa: str, tile: int) -> None:
+def test_not_a_number_stays_one_and_no_images_give_none(tile: int, dtype: torch.dtype) -> None:
     x, weight, bias, _, padding = case(1)
     x[0, 2, 4, 4] = torch.nan
-    found = winograd.convolve(x, winograd.pack(weight, tile), 7, bias, None, padding, True)
+    x, packed = x.to(dtype), winograd.pack(weight, tile, dtype)
+    found = winograd.convolve(x, packed, 7, bias, None, padding, True)
     assert found[0, :, 3:6, 3:6].isnan().all()
     assert found[1].isfinite().all()
-    assert winograd.convolve(x[:0], winograd.pack(weight, tile), 7, bias, None, padding, True).shape == (
-        0, 7, 9, 8,
-    )  # fmt: skip
+    none = winograd.convolve(x[:0], packed, 7, bias, None, padding, True)
+    assert none.shape == (0, 7, 9, 8)
 
 
 @pytest.mark.parametrize("tile", winograd.TILES)
