@@ -14,7 +14,7 @@ import torch
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
 
-from sdsgsm_fast import precision
+from sdsgsm_fast import occlusion, precision
 
 # On a machine with a GPU Triton takes no CPU tensors: test_gpu.py tests it there.
 BACKENDS = ("reference", "native", *(() if torch.cuda.is_available() else ("triton",)))
@@ -37,6 +37,7 @@ def bfloat16_pays(_searches_are_in_float32: None, monkeypatch: pytest.MonkeyPatc
     """On the CPU, as on an AMD one of these days."""
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True, raising=False)
     monkeypatch.setattr(precision, "_is_amd", lambda: True)
+    monkeypatch.setattr(occlusion, "LEAST_WORK", 0.0)
 
 
 @pytest.fixture(params=BACKENDS)

@@ -13,7 +13,15 @@ import zoo
 from nets import Looking, convnet, predicted
 from torch import Tensor, nn
 
-from sdsgsm_fast import SDSGSM, Occlusion, occlusion_map, occlusion_scores, ops, precision
+from sdsgsm_fast import (
+    SDSGSM,
+    Occlusion,
+    occlusion,
+    occlusion_map,
+    occlusion_scores,
+    ops,
+    precision,
+)
 from sdsgsm_fast.domains import Question
 from sdsgsm_fast.images import photo_crops
 from sdsgsm_fast.photonet import MEAN, STD, load_photonet
@@ -84,6 +92,8 @@ def test_auto_notices_where_bfloat16_does_not_pay(monkeypatch: pytest.MonkeyPatc
     assert torch.equal(result.scores, strict.scores)
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: True, raising=False)
     assert bfloat16_pays(images.device)
+    assert SDSGSM(net, steps=1).run(images, labels).rescored is None, "too small a model"
+    monkeypatch.setattr(occlusion, "LEAST_WORK", 0.0)
     assert SDSGSM(net, steps=1).run(images, labels).rescored is not None
     monkeypatch.delattr(torch.cpu, "_is_amx_tile_supported")
     assert not bfloat16_pays(images.device)

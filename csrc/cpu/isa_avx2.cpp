@@ -12,7 +12,7 @@ namespace {
 #include "update.inl"
 #include "window_mean.inl"
 #include "paste.inl"
-constexpr int kLanes = 8, kRows = 6, kVecs = 2;  // winograd.inl: 12 of 16 registers
+constexpr int kLanes = 8, kRows = 6, kVecs = 2, kTiles = 48;  // winograd.inl: 12 of 16 registers
 #include "winograd.inl"
 }  // namespace
 

@@ -13,7 +13,7 @@ namespace {
 #include "update.inl"
 #include "window_mean.inl"
 #include "paste.inl"
-constexpr int kLanes = 16, kRows = 6, kVecs = 4;  // winograd.inl: 24 of 32 registers
+constexpr int kLanes = 16, kRows = 6, kVecs = 4, kTiles = 48;  // winograd.inl: 24 of 32 registers
 #include "winograd.inl"
 }  // namespace
 

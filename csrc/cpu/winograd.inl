@@ -4,9 +4,9 @@
 // of outputs.
 //
 // The file that includes this one defines kLanes, the floats of a vector, and kRows and kVecs: the
-// sums of kRows tiles by kVecs vectors of outputs fit the registers.
+// sums of kRows tiles by kVecs vectors of outputs fit the registers. And kTiles, of a block, a
+// multiple of kRows.
 
-constexpr int64_t kTiles = 48;        // of a block, a multiple of kRows
 constexpr int64_t kLine = 64;         // bytes between planes and rows: else they share cache sets
 constexpr int64_t kCached = 2000000;  // bytes of a block's transformed inputs
 constexpr int64_t kDepth = 32768;     // bytes of weights that are multiplied at once: they stay in L1

@@ -14,6 +14,10 @@ from .dense import chunk_size
 from .midpoint import midpoint_scores
 from .scoring import Needed, Scored, Scorer
 
+# Operations of a model on a CPU from which two searches are faster than one in float32. Measured with
+# twofold products: 0.85 of the time for a ResNet-18 of 3e8, 1.2 times for the embedded classifier.
+LEAST_WORK = 1e8
+
 METHODS = ("auto", "dense", "incremental", "midpoint")
 
 
@@ -36,7 +40,7 @@ def score_windows(
     """Equation 1 for every window; the arguments are those of `scoring.Scorer`.
 
     With precision "auto" and `needed`, which says whose exact score a question needs, the windows
-    are searched in bfloat16 where the device gains from it, and only the needed ones scored again.
+    are searched in bfloat16 where the model gains from it there, and only the needed ones scored again.
 
     Raises
     ------
@@ -55,9 +59,9 @@ def score_windows(
         windows=windows, score=score, fill=fill, method=method, backend=backend,
         max_memory=max_memory, progress=progress,
     )  # fmt: skip
-    in_two = classifier.precision == "auto" and needed is not None
-    if in_two and clean.dtype == torch.float32 and bfloat16_pays(images.device):
-        assert needed is not None
+    heavy = images.is_cuda or scorer.work >= LEAST_WORK
+    pays = heavy and clean.dtype == torch.float32 and bfloat16_pays(images.device)
+    if needed is not None and classifier.precision == "auto" and pays:
         return scorer.settled(needed)
     return scorer.all(reduced=classifier.reduced)
 
