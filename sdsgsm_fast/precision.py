@@ -8,16 +8,25 @@ from pathlib import Path
 import torch
 
 
-def bfloat16_pays(device: torch.device) -> bool:
-    """Whether convolutions and products gain from bfloat16 on a device.
+def bfloat16_gain(device: torch.device) -> float:
+    """How many times faster products are in bfloat16 than in float32, roughly.
 
     On a CPU they gain with AMX, and twofold with AMD's AVX-512. With Intel's AVX-512 alone, also
     with its bfloat16 instructions, oneDNN's convolutions took up to twice as long as float32's. On
     CUDA it takes tensor cores for bfloat16, from compute capability 8.0 on.
     """
     if device.type == "cuda":
-        return torch.cuda.get_device_capability(device) >= (8, 0)
-    return device.type == "cpu" and (has_amx() or (_supports("avx512_bf16") and _is_amd()))
+        return 8.0 if torch.cuda.get_device_capability(device) >= (8, 0) else 1.0
+    if device.type != "cpu":
+        return 1.0
+    if has_amx():
+        return 8.0
+    return 2.0 if _supports("avx512_bf16") and _is_amd() else 1.0
+
+
+def bfloat16_pays(device: torch.device) -> bool:
+    """Whether a model that runs once gains from convolutions and products in bfloat16."""
+    return bfloat16_gain(device) > 1
 
 
 def has_amx() -> bool:

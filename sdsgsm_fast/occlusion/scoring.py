@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -93,12 +92,6 @@ class Scorer:
             self.graph = None
             if method == "incremental":
                 raise ValueError(f"method: 'incremental' cannot run this model: {error}") from error
-
-    @property
-    def work(self) -> float:
-        """Floating-point operations of a whole image; infinite where nobody knows."""
-        strict = self.ways.get(False)
-        return strict.network.work if isinstance(strict, Replay) else math.inf
 
     def all(self, *, reduced: bool) -> Scored:
         """Score every window in one precision."""
