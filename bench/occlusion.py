@@ -350,7 +350,7 @@ def main() -> None:
     rows = Rows("occlusion", args.json, line)
     rows.found["bfloat16_pays"] = bfloat16_pays(torch.device(args.device))
     rows.found["captum"] = CaptumOcclusion is not None
-    print(f"bfloat16 pays on this machine: {rows.found['bfloat16_pays']}")
+    print(f"bfloat16 pays for one pass on this machine: {rows.found['bfloat16_pays']}")
     if CaptumOcclusion is None:
         print("captum is not installed: its rows are the same passes in a leaner loop")
     for build in cases(args.device, args.rows, args.all):
