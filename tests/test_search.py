@@ -16,7 +16,6 @@ from torch import Tensor, nn
 from sdsgsm_fast import (
     SDSGSM,
     Occlusion,
-    occlusion,
     occlusion_map,
     occlusion_scores,
     ops,
