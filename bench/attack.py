@@ -84,7 +84,7 @@ def trained_resnet18() -> nn.Module:
     print("training the ResNet-18 ...", flush=True)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     make = partial(nets.resnet18_cifar, classes=10)
-    net = train(make, epochs=6, per_class=640, batch=64, seed=0, device=device)
+    net = train(make, epochs=6, per_class=640, batch=64, seed=0, lr=0.01, device=device)
     CACHE.mkdir(exist_ok=True)
     save_file(net.state_dict(), path)
     return net

@@ -56,18 +56,20 @@ def train(
     per_class: int,
     batch: int,
     seed: int,
+    lr: float = 0.1,
     device: str = "cpu",
 ) -> nn.Module:
-    """Train a network from a fixed seed and report its accuracy after every epoch."""
+    """Train a network from a fixed seed and report its accuracy after every epoch.
+
+    `lr` is the largest learning rate.
+    """
     torch.manual_seed(seed)
     images, labels = photo_crops("train", per_class, seed=seed)
     test = [part.to(device) for part in photo_crops("test", 100, seed=seed)]
     net = make().to(device)
     steps = epochs * (len(images) // batch)
     optimizer = torch.optim.SGD(net.parameters(), lr=0.01, momentum=0.9, weight_decay=5e-4)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, max_lr=0.1 * batch / 128, total_steps=steps
-    )
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=lr, total_steps=steps)
     for epoch in range(epochs):
         start = time.perf_counter()
         net.train()
