@@ -67,7 +67,8 @@ class AttackResult:
         images too.
     rescored : Tensor or None
         (B,) int64 windows whose score was taken again in the model's own precision, where they
-        were searched in bfloat16.
+        were searched in bfloat16; 0 for an image that was not, since others had shown that it would
+        not pay.
     passes : Passes
         Forward and backward passes of each image.
     index : Tensor

@@ -37,7 +37,7 @@ def bfloat16_pays(_searches_are_in_float32: None, monkeypatch: pytest.MonkeyPatc
     """On the CPU, as on an AMD one of these days."""
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True, raising=False)
     monkeypatch.setattr(precision, "_is_amd", lambda: True)
-    monkeypatch.setattr(occlusion, "LEAST_GAIN", 1.0)
+    monkeypatch.setattr(occlusion, "SURE_GAIN", 1.0)
 
 
 @pytest.fixture(params=BACKENDS)

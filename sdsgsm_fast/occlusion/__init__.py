@@ -12,11 +12,15 @@ from ..progress import Progress, reporter
 from ..windows import Pair, Windows
 from .dense import chunk_size
 from .midpoint import midpoint_scores
-from .scoring import Needed, Scored, Scorer
+from .scoring import PROBE, Needed, Scored, Scorer
 
-# Times faster that bfloat16 must be for a search that float32 goes over again. Twofold products
-# took 0.85 of the time on a trained ResNet-18, 1.2 times on PhotoNet, 1.5 where all scores tie.
-LEAST_GAIN = 4.0
+# A search in bfloat16 that float32 goes over again pays for any model where products gain at least
+# SURE_GAIN. Where they gain less it may for models of many operations: with twofold products it
+# takes 1.2 times float32's time on PhotoNet, of 4e7, and on a ResNet-18, of 5e8, it depends on how
+# many windows are scored again, which PROBE of many images tell.
+SURE_GAIN = 4.0
+LEAST_WORK = 1e8
+LEAST_PROBES = 2
 
 METHODS = ("auto", "dense", "incremental", "midpoint")
 
@@ -40,7 +44,7 @@ def score_windows(
     """Equation 1 for every window; the arguments are those of `scoring.Scorer`.
 
     With precision "auto" and `needed`, which says whose exact score a question needs, the windows
-    are searched in bfloat16 where the device gains enough, and only the needed ones scored again.
+    are searched in bfloat16 where that pays, and only the needed ones scored again.
 
     Raises
     ------
@@ -59,9 +63,11 @@ def score_windows(
         windows=windows, score=score, fill=fill, method=method, backend=backend,
         max_memory=max_memory, progress=progress,
     )  # fmt: skip
-    pays = clean.dtype == torch.float32 and bfloat16_gain(images.device) >= LEAST_GAIN
-    if needed is not None and classifier.precision == "auto" and pays:
-        return scorer.settled(needed)
+    if needed is not None and classifier.precision == "auto" and clean.dtype == torch.float32:
+        gain = bfloat16_gain(images.device)
+        many = scorer.work >= LEAST_WORK and len(images) >= LEAST_PROBES * PROBE
+        if gain >= SURE_GAIN or (gain > 1 and many):
+            return scorer.settled(needed, probing=gain < SURE_GAIN)
     return scorer.all(reduced=classifier.reduced)
 
 

@@ -51,9 +51,17 @@ class Passes:
         self.fill, self.reduced, self.backend = fill, reduced, backend
         self.chunk = chunk_size(classifier, images, max_memory)
 
-    def clean_logits(self, images: Tensor) -> Tensor:
-        """Logits (B, K) of whole images."""
-        return self.classifier.logits(images, reduced=self.reduced)
+    @property
+    def group(self) -> int:
+        """Images of which whole maps are computed at once."""
+        return self.chunk
+
+    def clean_logits(self, first: int, stop: int) -> Tensor:
+        """Logits (n, K) of some images as they are."""
+        return self.classifier.logits(self.images[first:stop], reduced=self.reduced)
+
+    def forget(self) -> None:
+        """Nothing is held."""
 
     def logits(self, pairs: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield chunks of `pairs` and their logits (n, K).

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -76,6 +77,7 @@ class Replay:
         plans = self._plans(Planner(self.network, windows, price), method)
         self.sources = set().union(*(plan.sources for plan in plans))
         self.group = self._group()
+        self.held: tuple[int, int, dict[int, Any]] | None = None  # of images first … stop - 1
         self.parts = [self._part(plan, self._fill(), backend) for plan in plans]
 
     @property
@@ -133,24 +135,25 @@ class Replay:
         zeroed = ops.occlude(
             noise, window, 1, patch=self.windows.patch, stride=self.windows.stride, fill=self.fill
         )
+        self.forget()
         try:
             self.images = noise
             pair = torch.tensor([window], device=noise.device)
             found = torch.cat([logits for _, logits in self.logits(pair)])
         finally:
             self.images = images
+            self.forget()
         expected = self.classifier.logits(zeroed)
         self.classifier.forwards = forwards
         return logits_agree(found, expected, expected.dtype)
 
-    def clean_logits(self, images: Tensor) -> Tensor:
-        """Logits (B, K) of whole images."""
-        output = self.network.output
-        found = [
-            self.network.run(self.classifier.inputs(part), {output})[output]
-            for part in torch.split(images, self.group)
-        ]
-        return torch.cat(found)
+    def clean_logits(self, first: int, stop: int) -> Tensor:
+        """Logits (n, K) of some images as they are, of `group` at most."""
+        return self._hold(first, stop, {self.network.output})[self.network.output]  # type: ignore[no-any-return]
+
+    def forget(self) -> None:
+        """Let go of the clean maps."""
+        self.held = None
 
     def logits(self, pairs: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield parts of `pairs`, in an order of its own, and their logits (n, K).
@@ -165,14 +168,14 @@ class Replay:
             stop = int(torch.searchsorted(images, first + self.group))
             last = int(images[stop - 1]) + 1
             try:
-                clean = self._clean(first, last)
+                base, clean = self._clean(first, last)
             except torch.OutOfMemoryError:
                 if self.group == 1:
                     raise
                 self.group = max(1, self.group // 2)
                 continue
             for part in self.parts:
-                yield from self._part_logits(part, clean, pairs[at:stop], first)
+                yield from self._part_logits(part, clean, pairs[at:stop], base)
             at = stop
 
     def _part_logits(
@@ -198,18 +201,30 @@ class Replay:
             yield pairs[now], logits
             at += len(logits)
 
-    def _clean(self, first: int, stop: int) -> dict[int, Tensor]:
-        """Maps of some images that are cut up; a pass of its own unless it is the images alone."""
-        images = self.images[first:stop]
+    def _clean(self, first: int, stop: int) -> tuple[int, dict[int, Tensor]]:
+        """Maps of some images that are cut up, with the first image that they are of."""
+        if self.held is None or not self.held[0] <= first < stop <= self.held[1]:
+            self._hold(first, stop, set())
+        assert self.held is not None
+        return self.held[0], self.held[2]
+
+    def _hold(self, first: int, stop: int, wanted: set[int]) -> dict[int, Any]:
+        """Compute some images' maps that are cut up, and those of `wanted` steps, and keep them.
+
+        That is a pass of its own unless the images themselves are all that is wanted.
+        """
+        self.forget()
         constants = {
             k: step.constant
             for k, step in enumerate(self.network.steps)
             if step.constant is not None
         }
-        if self.sources - constants.keys() - {0}:
-            self.classifier.forwards += len(images)
-        found = self.network.run(self.classifier.inputs(images), self.sources - constants.keys())
-        return {**constants, **found}
+        wanted = (wanted | self.sources) - constants.keys()
+        if wanted - {0}:
+            self.classifier.forwards += stop - first
+        found = self.network.run(self.classifier.inputs(self.images[first:stop]), wanted)
+        self.held = first, stop, {**constants, **found}
+        return found
 
     def _fill(self) -> Tensor:
         """The fill as the model takes it, (C,): a pixel's value, normalised."""

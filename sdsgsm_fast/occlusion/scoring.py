@@ -24,6 +24,8 @@ SAMPLE = 0.1  # share of the windows that is re-scored to learn how far bfloat16
 LEAST_SAMPLE = 8
 SPREADS = 5.0  # standard deviations that bfloat16 is trusted to stay within
 ENOUGH = 0.6  # share of the windows from which on all of them are re-scored
+PROBE = 8  # images that tell whether a search in bfloat16 pays
+WORTHWHILE = 0.35  # share of the windows, scored again, up to which it does
 
 
 @dataclass(frozen=True)
@@ -93,53 +95,97 @@ class Scorer:
             if method == "incremental":
                 raise ValueError(f"method: 'incremental' cannot run this model: {error}") from error
 
+    @property
+    def work(self) -> float:
+        """Floating-point operations of a whole image; 0 where nobody knows."""
+        strict = self.ways.get(False)
+        return strict.network.work if isinstance(strict, Replay) else 0.0
+
     def all(self, *, reduced: bool) -> Scored:
         """Score every window in one precision."""
-        pairs = torch.arange(len(self.images) * len(self.windows), device=self.images.device)
-        scores = torch.empty(pairs.shape, dtype=losses.exact(self.clean).dtype, device=pairs.device)
-        flips = torch.empty_like(scores, dtype=torch.bool)
-        clean = self.way(True).clean_logits(self.images) if reduced else self.clean
-        self.score_pairs(pairs, clean, scores, flips, reduced=reduced)
-        shape = (len(self.images), self.windows.rows, self.windows.cols)
-        return Scored(scores.view(shape), flips.view(shape))
+        scores, flips = self._unknown()
+        size = self.way(True).group if reduced else len(scores)
+        for at in range(0, len(scores), size):
+            self._score_images(slice(at, at + size), scores, flips, reduced=reduced)
+        return self._found(scores, flips)
 
-    def settled(self, needed: Needed) -> Scored:
-        """Score in bfloat16, then again in full precision whatever `needed` asks for."""
-        found = self.all(reduced=True)
-        scores, flips = found.scores.flatten(1), found.flips.flatten(1)  # views
-        done = torch.zeros_like(flips)
+    def settled(self, needed: Needed, *, probing: bool) -> Scored:
+        """Score in bfloat16, then again in full precision whatever `needed` asks for.
+
+        With `probing` the first images tell whether that pays; if it does not, the others are
+        scored in full precision at once.
+        """
+        scores, flips = self._unknown()
+        again = torch.zeros(len(scores), dtype=torch.int64, device=scores.device)
+        at, pays = 0, True
+        while at < len(scores):
+            size = min(self.way(reduced).group for reduced in (True, False))
+            rows = slice(at, at + (min(size, PROBE) if probing and at == 0 else size))
+            if pays:
+                again[rows] = self._settle(rows, scores, flips, needed)
+            else:
+                self._score_images(rows, scores, flips, reduced=False)
+            if probing and at == 0:
+                pays = float(again[rows].double().mean()) < WORTHWHILE * len(self.windows)
+            at = rows.stop
+        return self._found(scores, flips, again)
+
+    def _unknown(self) -> tuple[Tensor, Tensor]:
+        """Scores and flips to be filled in, (B, windows) each."""
+        size = (len(self.images), len(self.windows))
+        scores = self.clean.new_empty(size, dtype=losses.exact(self.clean).dtype)
+        return scores, torch.empty_like(scores, dtype=torch.bool)
+
+    def _found(self, scores: Tensor, flips: Tensor, again: Tensor | None = None) -> Scored:
+        maps = (len(scores), self.windows.rows, self.windows.cols)
+        return Scored(scores.view(maps), flips.view(maps), again)
+
+    def _score_images(self, rows: slice, scores: Tensor, flips: Tensor, *, reduced: bool) -> None:
+        """Score every window of some images."""
+        first, stop, _ = rows.indices(len(scores))
+        each, clean = len(self.windows), self.clean
+        if reduced:
+            clean = clean.clone()
+            clean[rows] = self.way(True).clean_logits(first, stop).to(clean.dtype)
+        pairs = torch.arange(first * each, stop * each, device=scores.device)
+        self.score_pairs(pairs, clean, scores, flips, reduced=reduced)
+
+    def _settle(self, rows: slice, scores: Tensor, flips: Tensor, needed: Needed) -> Tensor:
+        """Settle the scores and flips of some images; how many windows (n,) were scored again."""
+        self._score_images(rows, scores, flips, reduced=True)
+        self.way(True).forget()
+        found, rough = scores[rows], scores[rows].clone()
+        done = torch.zeros_like(rough, dtype=torch.bool)
         # Windows are learned from where it matters: nearest to the question, whatever the doubt.
-        wanted = self._sample(scores, needed)
-        rough, off = scores.clone(), torch.zeros_like(scores)
+        wanted = self._sample(rough, needed)
         while bool(wanted.any()):
-            pairs = wanted.flatten().nonzero().flatten()
-            self.score_pairs(pairs, self.clean, scores.view(-1), flips.view(-1), reduced=False,
-                             stage="re-scoring")  # fmt: skip
+            pairs = wanted.flatten().nonzero().flatten() + rows.start * len(self.windows)
+            self.score_pairs(pairs, self.clean, scores, flips, reduced=False, again=True)
             done |= wanted
-            off = torch.where(done, rough - scores, 0.0)
-            bias, spread = _moments(off, done)
-            scores = torch.where(done, scores, rough - bias)
+            bias, spread = _moments(torch.where(done, rough - found, 0.0), done)
+            found.copy_(torch.where(done, found, rough - bias))
             doubt = torch.where(done, 0.0, SPREADS * spread)
-            wanted = needed(scores, doubt) & ~done
+            wanted = needed(found, doubt) & ~done
             many = (done | wanted).double().mean(1, keepdim=True) > ENOUGH
             wanted |= wanted.any(1, keepdim=True) & many & ~done
-        shape = found.scores.shape
-        return Scored(scores.view(shape), flips.view(shape), done.sum(1))
+        return done.sum(1)
 
     def score_pairs(
         self, pairs: Tensor, clean: Tensor, scores: Tensor, flips: Tensor, *, reduced: bool,
-        stage: str = "occlusion",
+        again: bool = False,
     ) -> None:  # fmt: skip
-        """Score `pairs` (image·windows + window) into flat `scores` and `flips`.
+        """Score `pairs` (image·windows + window) into `scores` and `flips`, (B, windows) each.
 
         Raises
         ------
         ValueError
             If a score is not finite; the message names the images.
         """
+        scores, flips = scores.view(-1), flips.view(-1)
         before, predicted = losses.score(self.score, clean, self.classes), clean.argmax(1)
         broken = torch.zeros_like(predicted, dtype=torch.bool)
-        count = 0
+        stage, total = ("re-scoring", len(pairs)) if again else ("occlusion", scores.numel())
+        count = 0 if again else int(pairs[0])
         for part, logits in self.way(reduced).logits(pairs):
             image = part // len(self.windows)
             flips[part] = logits.argmax(1) != predicted[image]
@@ -148,7 +194,7 @@ class Scorer:
             broken[image[~scores[part].isfinite()]] = True
             count += len(part)
             if self.progress:
-                self.progress(stage, count, len(pairs))
+                self.progress(stage, count, total)
         if bool(broken.any()):
             raise ValueError(f"model: occlusion scores are not finite for {checks.named(broken)}")
 

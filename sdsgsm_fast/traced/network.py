@@ -83,6 +83,11 @@ class Network:
     output: int
     dtype: torch.dtype
 
+    @property
+    def work(self) -> float:
+        """Floating-point operations an image."""
+        return sum(step.work for step in self.steps)
+
     def run(self, inputs: Tensor, wanted: set[int]) -> dict[int, Any]:
         """Results of the `wanted` steps for whole images (B, C, H, W)."""
         with torch.inference_mode(), torch.autocast(inputs.device.type, enabled=False):
