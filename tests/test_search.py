@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from sdsgsm_fast import (
     SDSGSM,
     Occlusion,
+    occlusion,
     occlusion_map,
     occlusion_scores,
     ops,
@@ -23,6 +24,7 @@ from sdsgsm_fast import (
 )
 from sdsgsm_fast.domains import Question
 from sdsgsm_fast.images import photo_crops
+from sdsgsm_fast.occlusion import scoring
 from sdsgsm_fast.photonet import MEAN, STD, load_photonet
 from sdsgsm_fast.precision import bfloat16_pays
 from sdsgsm_fast.windows import Windows
@@ -57,6 +59,30 @@ def test_the_search_ends_in_the_float32_domain(rule: str, settings: dict[str, An
     assert float(found.rescored.double().mean()) < 0.9 * windows, "the search saves something"
     spent = found.passes.forward - strict.passes.forward - found.rescored
     assert torch.all((spent >= 0) & (spent <= 3)), "clean maps in two precisions"
+
+
+@pytest.mark.usefixtures("bfloat16_pays")
+@pytest.mark.parametrize("pays", [True, False])
+def test_the_first_images_tell_whether_a_search_pays(
+    pays: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(occlusion, "SURE_GAIN", 4.0)
+    monkeypatch.setattr(occlusion, "LEAST_WORK", 0.0)
+    monkeypatch.setattr(scoring, "WORTHWHILE", 1.1 if pays else 0.0)
+    net, images, normalisation = photos(24)
+    labels = predicted(net, (images - 0.5) / 0.25)
+    found, few, strict = (
+        SDSGSM(net, steps=1, precision=precision, **normalisation).run(images[:n], labels[:n])
+        for precision, n in (("auto", 24), ("auto", 15), ("float32", 24))
+    )
+    assert few.rescored is None, "too few to learn from"
+    assert torch.all(found.rescored[: scoring.PROBE] > 0)
+    assert torch.all((found.rescored[scoring.PROBE :] > 0) == pays)
+    assert float((found.domain == strict.domain).double().mean()) >= 0.999
+    if not pays:
+        assert torch.equal(found.scores[scoring.PROBE :], strict.scores[scoring.PROBE :])
+    spent = found.passes.forward - strict.passes.forward - found.rescored
+    assert torch.all((spent >= 0) & (spent <= (3 if pays else 24)))
 
 
 @pytest.mark.usefixtures("bfloat16_pays")
