@@ -75,7 +75,7 @@ PYBIND11_MODULE(_native_cpu, m) {
   def_occlude<decltype(occlude), int>(m, occlude);
   def_window_mean<decltype(window_mean), int>(m, window_mean);
   def_paste<decltype(paste), int>(m, paste);
-  // Sizes: batch, channels, outputs, in_h, in_w, out_h, out_w, rows above, columns before, tile.
+  // Sizes: batch, channels, outputs, in_h, in_w, out_h, out_w, rows above, columns before, points.
   m.def("winograd", [](uintptr_t x, uintptr_t weight, uintptr_t bias, uintptr_t other,
                        uintptr_t out, const std::array<int64_t, 10>& s, bool relu, int type,
                        int threads) {
@@ -87,8 +87,8 @@ PYBIND11_MODULE(_native_cpu, m) {
     kernels.winograd(call, threads);
   });
   m.def("winograd_pack", [](uintptr_t weight, uintptr_t out, int64_t outputs, int64_t channels,
-                            int64_t tile, int type, int threads) {
-    const WinogradPackCall call{at<const float>(weight), at(out), outputs, channels, tile};
+                            int64_t points, int type, int threads) {
+    const WinogradPackCall call{at<const float>(weight), at(out), outputs, channels, points};
     const WinogradKernels kernels = winograd_for(DType(type));
     py::gil_scoped_release released;
     kernels.winograd_pack(call, threads);

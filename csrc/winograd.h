@@ -1,4 +1,5 @@
-// A 3×3 convolution by Winograd's F(2×2, 3×3) or F(4×4, 3×3), with all that follows it in one pass.
+// A 3×3 convolution by Winograd's products, with all that follows it in one pass: with stride 1 by
+// F(2×2, 3×3) or F(4×4, 3×3), with stride 2 by tiles of 4×4 outputs from 9×9 inputs.
 #pragma once
 #include "common.h"
 
@@ -17,15 +18,15 @@ struct WinogradCall {
   void* out;            // (batch, out_h, out_w, outputs)
   int64_t batch, channels, outputs, in_h, in_w, out_h, out_w;
   int64_t above, before;  // rows and columns of zeros ahead of the input
-  int64_t tile;           // outputs a tile and line: 2 or 4
+  int64_t points;         // products a tile and line: 4 or 6, or 9 for stride 2
   bool relu;
 };
 
 // The transformed weights G·g·Gᵀ that such a call takes.
 struct WinogradPackCall {
   const float* weight;  // (outputs, channels, 3, 3)
-  void* out;            // (panels, (tile + 2)², channels, kPanel); bfloat16: (…, ⌈channels/2⌉, kPanel, 2)
-  int64_t outputs, channels, tile;
+  void* out;            // (panels, points², channels, kPanel); bfloat16: (…, ⌈channels/2⌉, kPanel, 2)
+  int64_t outputs, channels, points;
 };
 
 }  // namespace sdsgsm

@@ -144,7 +144,7 @@ void winograd(void (*run)(const WinogradCall&, int), int64_t width) {
   Array x, weight, bias, other;
   WinogradCall call{};
   for (int64_t* at : {&call.batch, &call.channels, &call.outputs, &call.in_h, &call.in_w,
-                      &call.out_h, &call.out_w, &call.above, &call.before, &call.tile})
+                      &call.out_h, &call.out_w, &call.above, &call.before, &call.points})
     *at = take<int64_t>();
   call.relu = take<int64_t>() != 0;
   std::vector<char> out(size_t(call.batch * call.out_h * call.out_w * call.outputs * width));

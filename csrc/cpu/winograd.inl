@@ -1,5 +1,6 @@
 // Winograd's F(2×2, 3×3) and F(4×4, 3×3) (Lavin & Gray, CVPR 2016): a tile of 2×2 outputs takes 16
-// products where a convolution takes 36, one of 4×4 outputs 36 where it takes 144. The transformed
+// products where a convolution takes 36, one of 4×4 outputs 36 where it takes 144, with stride 2 81.
+// The transformed
 // inputs of a block of tiles stay in the cache of one core, and so do its products with one panel
 // of outputs.
 //
@@ -33,7 +34,7 @@ struct Single {
 // Each tile size says how one line of it is transformed: Bᵀ·d, Aᵀ·m and G·g, `step` values apart.
 
 struct Two {  // from the points 0, ±1 and ∞
-  static constexpr int kOut = 2, kIn = 4;
+  static constexpr int kOut = 2, kIn = 4, kStride = 1;
 
   template <class V>
   SDSGSM_HD void input(V* d, int s) {
@@ -58,7 +59,7 @@ struct Two {  // from the points 0, ±1 and ∞
 // From the points 0, ±p, ±q and ∞. With p = 3/4 and q = 3/2 the rounding errors are a third of those
 // of the usual 1 and 2, and twice those of the smaller tile; all constants are exact.
 struct Four {
-  static constexpr int kOut = 4, kIn = 6;
+  static constexpr int kOut = 4, kIn = 6, kStride = 1;
   static constexpr float p = 0.75f, q = 1.5f, pp = p * p, qq = q * q;
 
   template <class V>
@@ -89,6 +90,42 @@ struct Four {
     g[3 * s] = (a + q * b + Q * c) * of_q;
     g[4 * s] = (a - q * b + Q * c) * of_q;
     g[5 * s] = c;
+  }
+};
+
+// With stride 2 the even inputs go by two weights of a line and the odd ones by the third: F(4, 2)
+// from the points ±p, ±q and ∞ in the even places, plain products in the odd ones. These p and q
+// gave the smallest rounding errors of those with exact constants.
+struct Halving {
+  static constexpr int kOut = 4, kIn = 9, kStride = 2;
+  static constexpr float p = 0.5f, q = 1.25f, pp = p * p, qq = q * q;
+
+  template <class V>
+  SDSGSM_HD void input(V* d, int s) {
+    const V a = d[6 * s] - qq * d[2 * s], b = p * (d[4 * s] - qq * d[0]);
+    const V c = d[6 * s] - pp * d[2 * s], e = q * (d[4 * s] - pp * d[0]);
+    d[8 * s] = pp * qq * d[0] - (pp + qq) * d[4 * s] + d[8 * s];
+    d[0] = a + b, d[2 * s] = a - b, d[4 * s] = c + e, d[6 * s] = c - e;
+  }
+
+  template <class V>
+  SDSGSM_HD void output(const V* m, int s, V* y, int to) {
+    const V a = m[0] + m[2 * s], b = m[0] - m[2 * s];
+    const V c = m[4 * s] + m[6 * s], e = m[4 * s] - m[6 * s];
+    y[0] = a + c + m[s];
+    y[to] = p * b + q * e + m[3 * s];
+    y[2 * to] = pp * a + qq * c + m[5 * s];
+    y[3 * to] = p * pp * b + q * qq * e + m[8 * s] + m[7 * s];
+  }
+
+  static void weight(double a, double b, double c, double* g, int64_t s) {
+    const double P = pp, Q = qq, of_p = 1 / (2 * p * (P - Q)), of_q = 1 / (2 * q * (Q - P));
+    g[0] = (a + p * c) * of_p;
+    g[2 * s] = (p * c - a) * of_p;
+    g[4 * s] = (a + q * c) * of_q;
+    g[6 * s] = (q * c - a) * of_q;
+    g[8 * s] = c;
+    g[s] = g[3 * s] = g[5 * s] = g[7 * s] = b;
   }
 };
 
@@ -136,6 +173,7 @@ class Winograd {
 
  private:
   static constexpr int kOut = Tile::kOut, kIn = Tile::kIn, kPlanes = kIn * kIn;
+  static constexpr int kStride = Tile::kStride;
   static constexpr int kPair = Type::kPair;
   static constexpr int64_t kBytes = sizeof(Value), kApart = kLine / kBytes;
   static constexpr int64_t kAtOnce = kDepth / (kPanel * kBytes);  // channels
@@ -178,9 +216,9 @@ class Winograd {
   // Bᵀ·d·B of a tile of inputs, in place.
   template <class V>
   SDSGSM_HD void transform(V (&d)[kPlanes]) {
-#pragma GCC unroll 6
+#pragma GCC unroll 9
     for (int i = 0; i < kIn; ++i) Tile::input(d + kIn * i, 1);
-#pragma GCC unroll 6
+#pragma GCC unroll 9
     for (int j = 0; j < kIn; ++j) Tile::input(d + j, kIn);
   }
 
@@ -191,17 +229,18 @@ class Winograd {
     const Place at = place(exists ? tile : 0);
     const Value* from[kPlanes];
     for (int i = 0; i < kPlanes; ++i) {
-      const int64_t y = at.y + i / kIn - call.above, x = at.x + i % kIn - call.before;
+      const int64_t y = at.y * kStride + i / kIn - call.above;
+      const int64_t x = at.x * kStride + i % kIn - call.before;
       const bool inside = exists && y >= 0 && y < call.in_h && x >= 0 && x < call.in_w;
       from[i] = inside ? maps + ((at.image * call.in_h + y) * call.in_w + x) * channels : zeros;
     }
     int64_t c = 0;
     for (; c + kLanes <= channels; c += kLanes) {
       Vec d[kPlanes];
-#pragma GCC unroll 36
+#pragma GCC unroll 81
       for (int i = 0; i < kPlanes; ++i) d[i] = Type::read(from[i] + c);
       transform(d);
-#pragma GCC unroll 36
+#pragma GCC unroll 81
       for (int i = 0; i < kPlanes; ++i) Type::write(to + i * plane + c, d[i]);
     }
     for (; c < padded; ++c) {
@@ -262,10 +301,10 @@ class Winograd {
     const Place at = place(tile);
     for (int64_t from = 0; from < width; from += kLanes) {
       Vec half[kOut * kIn], y[kOut * kOut];
-#pragma GCC unroll 6
+#pragma GCC unroll 9
       for (int j = 0; j < kIn; ++j) {
         Vec m[kIn];
-#pragma GCC unroll 6
+#pragma GCC unroll 9
         for (int i = 0; i < kIn; ++i) m[i] = vec(products + (i * kIn + j) * result + from);
         Tile::output(m, 1, half + j, kIn);
       }
@@ -326,7 +365,9 @@ void winograd(const WinogradCall& call, int threads) {
   if (call.batch <= 0 || call.outputs <= 0) return;
   auto* images = static_cast<int64_t*>(::operator new(size_t(call.batch) * sizeof(int64_t)));
   const int64_t count = list_images<typename Type::Value>(call, threads, images);
-  if (count && call.tile == Four::kOut)
+  if (count && call.points == Halving::kIn)
+    Winograd<Halving, Type>(call, images, count, threads).run();
+  else if (count && call.points == Four::kIn)
     Winograd<Four, Type>(call, images, count, threads).run();
   else if (count)
     Winograd<Two, Type>(call, images, count, threads).run();
@@ -367,7 +408,9 @@ void pack(const WinogradPackCall& call, int threads) {
 
 template <class Type>
 void winograd_pack(const WinogradPackCall& call, int threads) {
-  if (call.tile == Four::kOut)
+  if (call.points == Halving::kIn)
+    pack<Halving, Type>(call, threads);
+  else if (call.points == Four::kIn)
     pack<Four, Type>(call, threads);
   else
     pack<Two, Type>(call, threads);

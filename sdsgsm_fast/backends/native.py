@@ -20,7 +20,7 @@ from ..numerics import Setting, compute_dtype
 from ..windows import Windows
 from .calls import NORMALIZE, Occlude, Paste, Update, on_device
 
-INTERFACE = 6  # of the compiled modules; raised whenever their functions change
+INTERFACE = 7  # of the compiled modules; raised whenever their functions change
 
 _DTYPES = {torch.float32: 0, torch.float64: 1, torch.float16: 2, torch.bfloat16: 3}
 
@@ -212,10 +212,10 @@ def winograd(
     that of `traced.winograd.pack`.
     """
     sizes = (len(x), x.shape[1], *out.shape[1:2], *x.shape[2:], *out.shape[2:], *padding)
-    tile = math.isqrt(weight.shape[1]) - 2
+    points = math.isqrt(weight.shape[1])
     _module("cpu").winograd(
         *(x.data_ptr(), weight.data_ptr(), _address(bias), _address(other), out.data_ptr()),
-        *((*sizes, tile), relu, _DTYPES[x.dtype], torch.get_num_threads()),
+        *((*sizes, points), relu, _DTYPES[x.dtype], torch.get_num_threads()),
     )
 
 
@@ -223,7 +223,7 @@ def winograd_pack(out: Tensor, weight: Tensor) -> None:
     """Weights (K, C, 3, 3), float32 and contiguous, as `winograd` takes them."""
     _module("cpu").winograd_pack(
         *(weight.data_ptr(), out.data_ptr(), *weight.shape[:2]),
-        *(math.isqrt(out.shape[1]) - 2, _DTYPES[out.dtype], torch.get_num_threads()),
+        *(math.isqrt(out.shape[1]), _DTYPES[out.dtype], torch.get_num_threads()),
     )
 
 

@@ -46,7 +46,7 @@ class Layer:
 
     def form(self, height: int, width: int) -> str:
         """How outputs of a size are computed: "winograd", "product", "fused" or "plain"."""
-        if self.winograd and winograd.tile_for(height, width):
+        if self.winograd and winograd.tile_for(height, width, self.convolution.stride[0]):
             return "winograd"
         if not onednn_runs(self.convolution.weight):
             return "plain"
@@ -88,7 +88,8 @@ class Layer:
     def backward(self, grad: Tensor, x: Tensor) -> Tensor:
         """Gradient for an input like `x`, of which only the layout is read."""
         c = self.convolution
-        if self.form(*x.shape[2:]) == "winograd" and max(c.padding) <= 2:
+        flat = c.stride == (1, 1) and max(c.padding) <= 2
+        if flat and self.form(*x.shape[2:]) == "winograd":
             # The gradient of a 3×3 convolution is one with the kernels turned around.
             weight = self._transformed(
                 "gradient", lambda: c.weight.flip(2, 3).transpose(0, 1), (x.shape[2], x.shape[3])
@@ -106,10 +107,11 @@ class Layer:
 
     def _transformed(self, key: str, weight: Callable[[], Tensor], size: Ints) -> Tensor:
         """Weights for Winograd's products of outputs of a size."""
-        tile = winograd.tile_for(*size)
+        stride = self.convolution.stride[0]
+        tile = winograd.tile_for(*size, stride)
         assert tile is not None
         return self._laid_out(
-            (key, tile), lambda: winograd.pack(weight().float(), tile, weight().dtype)
+            (key, tile), lambda: winograd.pack(weight().float(), tile, weight().dtype, stride)
         )
 
     def _laid_out(self, key: Any, layout: Any) -> Tensor:
@@ -188,7 +190,7 @@ def takes_winograd(convolution: Convolution, backend: str) -> bool:
     weight = convolution.weight
     return (
         tuple(weight.shape[2:]) == (3, 3)
-        and tuple(convolution.stride) == (1, 1)
+        and tuple(convolution.stride) in ((1, 1), (2, 2))
         and tuple(convolution.dilation) == (1, 1)
         and convolution.groups == 1
         and min(weight.shape[:2]) >= LEAST_CHANNELS

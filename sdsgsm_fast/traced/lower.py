@@ -172,7 +172,7 @@ class _Lowering:
         assert shape is not None
         reach = axes_of(layer.weight.shape[2:], layer.stride, layer.padding, layer.dilation)
         whole = Layer(layer, self.backend)
-        share = winograd.share(*shape[1:]) if whole.winograd else 1.0
+        share = winograd.share(*shape[1:], layer.stride[0]) if whole.winograd else 1.0
         work = 2.0 * layer.inner * math.prod(shape) * share
         inputs = (pending.source,) if pending.other is None else (pending.source, pending.other)
         step = Step(

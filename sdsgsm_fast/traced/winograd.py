@@ -1,6 +1,7 @@
 """3×3 convolutions by Winograd's products.
 
-F(2×2, 3×3) takes 16 where a convolution takes 36, F(4×4, 3×3) takes 36 where it takes 144.
+F(2×2, 3×3) takes 16 where a convolution takes 36, F(4×4, 3×3) takes 36 where it takes 144. With
+stride 2 a tile of 4×4 outputs takes 81: its even inputs and its odd ones go apart.
 """
 
 from __future__ import annotations
@@ -12,10 +13,19 @@ from ..backends import native
 
 PANEL = 64  # outputs, kPanel of csrc/winograd.h
 PRODUCT = 1.4  # time of a product, in those of a direct convolution; measured 0.9 to 1.6
-TILES = (2, 4)
+TILES = {1: (2, 4), 2: (4,)}
+"""Outputs of a tile along a line, for each stride."""
+WORTH = {1: 0.75, 2: 0.65}  # most products, as a share of a direct convolution's
 
 
-def pack(weight: Tensor, tile: int, dtype: torch.dtype = torch.float32) -> Tensor:
+def points(tile: int, stride: int = 1) -> int:
+    """Products of a tile along a line."""
+    return tile + 2 if stride == 1 else 2 * tile + 1
+
+
+def pack(
+    weight: Tensor, tile: int, dtype: torch.dtype = torch.float32, stride: int = 1
+) -> Tensor:
     """G·g·Gᵀ of each kernel, laid out for `csrc/winograd.h`.
 
     Parameters
@@ -26,36 +36,41 @@ def pack(weight: Tensor, tile: int, dtype: torch.dtype = torch.float32) -> Tenso
         Outputs of a tile along a line, 2 or 4.
     dtype
         Of the maps to come: float32, or bfloat16 where `native.winograd_in_bfloat16`.
+    stride
+        1 or 2, on both axes.
 
     Returns
     -------
     Tensor
-        (⌈K/64⌉, (tile + 2)², C, 64) float32 or (⌈K/64⌉, (tile + 2)², ⌈C/2⌉, 64, 2) bfloat16;
+        (⌈K/64⌉, points², C, 64) float32 or (⌈K/64⌉, points², ⌈C/2⌉, 64, 2) bfloat16;
         outputs beyond K are zero.
     """
     outputs, channels = weight.shape[:2]
     pairs = (channels, PANEL) if dtype == torch.float32 else (-(-channels // 2), PANEL, 2)
-    shape = (-(-outputs // PANEL), (tile + 2) ** 2, *pairs)
+    shape = (-(-outputs // PANEL), points(tile, stride) ** 2, *pairs)
     packed = torch.empty(shape, dtype=dtype, device="cpu")  # whatever the defaults are
     native.winograd_pack(packed, weight.contiguous())
     return packed
 
 
-def products(tile: int, height: int, width: int) -> int:
+def products(tile: int, height: int, width: int, stride: int = 1) -> int:
     """Products a channel and output that maps of a size take."""
-    return int((tile + 2) ** 2 * -(-height // tile) * -(-width // tile))
+    return int(points(tile, stride) ** 2 * -(-height // tile) * -(-width // tile))
 
 
-def tile_for(height: int, width: int) -> int | None:
+def tile_for(height: int, width: int, stride: int = 1) -> int | None:
     """Tile that covers outputs of a size with the fewest products; None if none is worth it."""
-    best = min(TILES, key=lambda tile: products(tile, height, width))
-    return best if products(best, height, width) <= 0.75 * 9 * height * width else None
+    best = min(TILES[stride], key=lambda tile: products(tile, height, width, stride))
+    worth = WORTH[stride] * 9 * height * width
+    return best if products(best, height, width, stride) <= worth else None
 
 
-def share(height: int, width: int) -> float:
+def share(height: int, width: int, stride: int = 1) -> float:
     """Of the time that a direct convolution takes for outputs of a size."""
-    tile = tile_for(height, width)
-    return 1.0 if tile is None else PRODUCT * products(tile, height, width) / (9 * height * width)
+    tile = tile_for(height, width, stride)
+    if tile is None:
+        return 1.0
+    return PRODUCT * products(tile, height, width, stride) / (9 * height * width)
 
 
 def convolve(
@@ -67,7 +82,7 @@ def convolve(
     padding: tuple[int, int],
     relu: bool,
 ) -> Tensor:
-    """relu(convolution(x) + bias + other) with stride 1, by the CPU's kernel.
+    """relu(convolution(x) + bias + other) with the stride of the weights, by the CPU's kernel.
 
     Parameters
     ----------
@@ -89,10 +104,11 @@ def convolve(
     Returns
     -------
     Tensor
-        (B, K, H + 2·padding − 2, W + 2·padding − 2), channels_last.
+        (B, K, ⌊(H + 2·padding − 3)/stride⌋ + 1, the same for W), channels_last.
     """
     layout = torch.channels_last
-    height, width = (x.shape[2 + i] + 2 * padding[i] - 2 for i in (0, 1))
+    stride = 2 if packed.shape[1] == points(4, 2) ** 2 else 1
+    height, width = ((x.shape[2 + i] + 2 * padding[i] - 3) // stride + 1 for i in (0, 1))
     out = torch.empty(
         (len(x), outputs, height, width), dtype=x.dtype, device=x.device, memory_format=layout
     )
