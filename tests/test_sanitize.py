@@ -18,6 +18,7 @@ from test_kernels import given, settings
 from test_paste import DTYPES, SIZES, by_hand
 from test_paste import case as paste_case
 from test_winograd import CASES as CONVOLUTIONS
+from test_winograd import FORMS
 from test_winograd import case as convolution_case
 from torch import Tensor
 
@@ -219,24 +220,25 @@ def test_paste(driver: Path, isa: str, crops: str) -> None:
 )
 def test_winograd(driver: Path, isa: str) -> None:
     dtype = torch.bfloat16 if isa == "avx512_bf16" else torch.float32
-    cases = itertools.product(range(len(CONVOLUTIONS)), winograd.TILES, (True, False))
-    for number, tile, adds in cases:
-        x, weight, bias, other, padding = convolution_case(number)
+    cases = itertools.product(range(len(CONVOLUTIONS)), FORMS, (True, False))
+    for number, (tile, stride), adds in cases:
+        x, weight, bias, other, padding = convolution_case(number, stride)
         if not adds:  # an image of zeros is left out
             x[-1] = 0
         maps = [t.permute(0, 2, 3, 1).contiguous().to(dtype) for t in (x, other)]
-        packed = winograd.pack(weight, tile, dtype)
+        packed = winograd.pack(weight, tile, dtype, stride)
         sizes = (len(x), x.shape[1], len(weight), *x.shape[2:], *other.shape[2:], *padding)
         added = (bias, maps[1]) if adds else (None, None)
         request = (
             ints(WINOGRAD, ISAS[isa])
             + b"".join(array(t) for t in (maps[0], packed, *added))
-            + ints(*sizes, tile, 1)
+            + ints(*sizes, winograd.points(tile, stride), 1)
         )
         found, rest = read(run(driver, request), maps[1])
         assert not rest
         expected = F.relu(
-            F.conv2d(x, weight, padding=padding) + adds * (bias[:, None, None] + other)
+            F.conv2d(x, weight, padding=padding, stride=stride)
+            + adds * (bias[:, None, None] + other)
         )
         atol = 1e-5 if dtype == torch.float32 else 0.2
         assert torch.allclose(found.permute(0, 3, 1, 2).float(), expected, atol=atol)

@@ -29,6 +29,8 @@ def isa(request: pytest.FixtureRequest) -> Iterator[str]:
     _native_cpu.use_isa(before)
 
 
+FORMS = [(tile, stride) for stride, tiles in winograd.TILES.items() for tile in tiles]
+
 # Every instruction set, and those products of bfloat16 that the last one may have.
 KINDS = [(name, torch.float32) for name in _native_cpu.isas()]
 if native.winograd_in_bfloat16():
@@ -47,44 +49,48 @@ def last(x: Tensor) -> Tensor:
     return x.contiguous(memory_format=torch.channels_last)
 
 
-def case(number: int) -> tuple[Tensor, Tensor, Tensor, Tensor, tuple[int, int]]:
+def case(number: int, stride: int = 1) -> tuple[Tensor, Tensor, Tensor, Tensor, tuple[int, int]]:
     batch, channels, outputs, height, width, padding = CASES[number]
     x = last(torch.randn(batch, channels, height, width))
     weight = torch.randn(outputs, channels, 3, 3) / math.sqrt(9 * channels)
-    shape = (batch, outputs, height + 2 * padding[0] - 2, width + 2 * padding[1] - 2)
+    rows, cols = (
+        (n + 2 * p - 3) // stride + 1 for n, p in zip((height, width), padding, strict=True)
+    )
+    shape = (batch, outputs, rows, cols)
     return x, weight, torch.randn(outputs), last(torch.randn(shape)), padding
 
 
-@pytest.mark.parametrize("tile", winograd.TILES)
-def test_defaults_of_torch_do_not_matter(tile: int) -> None:
+@pytest.mark.parametrize(("tile", "stride"), FORMS)
+def test_defaults_of_torch_do_not_matter(tile: int, stride: int) -> None:
     weight = torch.randn(70, 33, 3, 3)
-    expected = winograd.pack(weight, tile)
+    expected = winograd.pack(weight, tile, stride=stride)
     before = torch.get_default_dtype()
     try:
         torch.set_default_dtype(torch.bfloat16)
         with torch.device("meta"):
-            found = winograd.pack(weight, tile)
+            found = winograd.pack(weight, tile, stride=stride)
     finally:
         torch.set_default_dtype(before)
     assert torch.equal(found, expected)
 
 
-@pytest.mark.parametrize("tile", winograd.TILES)
+@pytest.mark.parametrize(("tile", "stride"), FORMS)
 @pytest.mark.parametrize("number", range(len(CASES)))
 @pytest.mark.parametrize("relu", [False, True])
 @pytest.mark.parametrize("biased", [False, True])
 @pytest.mark.parametrize("added", [False, True])
 def test_agrees_with_a_convolution(
-    isa: str, number: int, tile: int, relu: bool, biased: bool, added: bool
+    isa: str, number: int, tile: int, stride: int, relu: bool, biased: bool, added: bool
 ) -> None:
-    x, weight, bias, other, padding = case(number)
+    x, weight, bias, other, padding = case(number, stride)
     expected = F.conv2d(
-        x.double(), weight.double(), bias.double() if biased else None, padding=padding
-    )
+        x.double(), weight.double(), bias.double() if biased else None, padding=padding,
+        stride=stride,
+    )  # fmt: skip
     expected = expected + other.double() if added else expected
     expected = expected.relu() if relu else expected
     found = winograd.convolve(
-        x, winograd.pack(weight, tile), len(weight), bias if biased else None,
+        x, winograd.pack(weight, tile, stride=stride), len(weight), bias if biased else None,
         other if added else None, padding, relu,
     )  # fmt: skip
     assert found.shape == expected.shape
@@ -115,41 +121,51 @@ def test_bfloat16_is_exact_where_nothing_is_rounded(number: int, added: bool) ->
 
 
 @IN_BFLOAT16
-@pytest.mark.parametrize("tile", winograd.TILES)
+@pytest.mark.parametrize(("tile", "stride"), FORMS)
 @pytest.mark.parametrize("number", range(len(CASES)))
-def test_bfloat16_is_as_near_as_its_rounding(number: int, tile: int) -> None:
-    x, weight, bias, other, padding = case(number)
+def test_bfloat16_is_as_near_as_its_rounding(number: int, tile: int, stride: int) -> None:
+    x, weight, bias, other, padding = case(number, stride)
     x, weight, other = x.bfloat16(), weight.bfloat16().float(), other.bfloat16()
-    exact = F.conv2d(x.double(), weight.double(), bias.double(), padding=padding) + other
-    packed = winograd.pack(weight, tile, torch.bfloat16)
+    exact = (
+        F.conv2d(x.double(), weight.double(), bias.double(), padding=padding, stride=stride) + other
+    )
+    packed = winograd.pack(weight, tile, torch.bfloat16, stride)
     found = winograd.convolve(x, packed, len(weight), bias, other, padding, False)
     assert float((found - exact).norm()) < (0.006 if tile == 2 else 0.015) * float(exact.norm())
 
 
-@pytest.mark.parametrize("tile", winograd.TILES)
+@pytest.mark.parametrize(("tile", "stride"), FORMS)
 @pytest.mark.parametrize("number", range(len(CASES)))
-def test_nothing_is_written_around_the_result(number: int, tile: int, dtype: torch.dtype) -> None:
-    x, weight, bias, other, padding = case(number)
+def test_nothing_is_written_around_the_result(
+    number: int, tile: int, stride: int, dtype: torch.dtype
+) -> None:
+    x, weight, bias, other, padding = case(number, stride)
     canary = 12352.0
     batch, outputs, height, width = other.shape
     whole = torch.full((other.numel() + 128,), canary, dtype=dtype)
     out = whole[64:-64].view(batch, height, width, outputs).permute(0, 3, 1, 2)
-    packed = winograd.pack(weight, tile, dtype)
+    packed = winograd.pack(weight, tile, dtype, stride)
     native.winograd(out, x.to(dtype), packed, bias, other.to(dtype), padding, True)
-    expected = F.relu(F.conv2d(x, weight, bias, padding=padding) + other)
+    expected = F.relu(F.conv2d(x, weight, bias, padding=padding, stride=stride) + other)
     assert torch.allclose(out.float(), expected, atol=1e-5 if dtype == torch.float32 else 0.2)
     assert torch.all(whole[:64] == canary)
     assert torch.all(whole[-64:] == canary)
 
 
-@pytest.mark.parametrize("tile", winograd.TILES)
+@pytest.mark.parametrize(("tile", "stride"), FORMS)
 @pytest.mark.parametrize("zeros", [[0], [4], [1, 2], [0, 1, 2, 3, 4]])
-def test_images_of_zeros_are_left_out(tile: int, zeros: list[int], dtype: torch.dtype) -> None:
+def test_images_of_zeros_are_left_out(
+    tile: int, stride: int, zeros: list[int], dtype: torch.dtype
+) -> None:
     """Their results are zeros, over what was there; the others' are what they were."""
-    x, weight, bias, other, padding = case(0)
+    x, weight, bias, other, padding = case(0, stride)
     x, other = x.to(dtype), other.to(dtype)
     x = last(x[:1].repeat(5, 1, 1, 1) * torch.arange(1.0, 6.0)[:, None, None, None])
-    x, packed, out = x.to(dtype), winograd.pack(weight, tile, dtype), other[:1].repeat(5, 1, 1, 1)
+    x, packed, out = (
+        x.to(dtype),
+        winograd.pack(weight, tile, dtype, stride),
+        other[:1].repeat(5, 1, 1, 1),
+    )
     given = torch.where(torch.isin(torch.arange(5), torch.tensor(zeros))[:, None, None, None], 0, x)
     whole, found = (torch.full_like(last(out), torch.nan) for _ in range(2))
     native.winograd(whole, x, packed, None, None, padding, False)
@@ -157,16 +173,16 @@ def test_images_of_zeros_are_left_out(tile: int, zeros: list[int], dtype: torch.
     whole[zeros] = 0
     assert torch.equal(found, whole)
     biased = winograd.convolve(last(given), packed, len(weight), bias, None, padding, False)
-    expected = F.conv2d(given.float(), weight, bias, padding=padding)
+    expected = F.conv2d(given.float(), weight, bias, padding=padding, stride=stride)
     assert torch.allclose(biased.float(), expected, atol=1e-4 if dtype == torch.float32 else 0.2)
 
 
-@pytest.mark.parametrize("tile", winograd.TILES)
+@pytest.mark.parametrize(("tile", "stride"), FORMS)
 def test_an_image_does_not_depend_on_its_batch_nor_on_the_threads(
-    tile: int, dtype: torch.dtype
+    tile: int, stride: int, dtype: torch.dtype
 ) -> None:
     x, weight = last(torch.randn(40, 47, 10, 9)).to(dtype), torch.randn(80, 47, 3, 3)
-    packed, bias = winograd.pack(weight, tile, dtype), torch.randn(80)
+    packed, bias = winograd.pack(weight, tile, dtype, stride), torch.randn(80)
     together = winograd.convolve(x, packed, 80, bias, None, (1, 1), False)
     threads = torch.get_num_threads()
     try:
@@ -179,61 +195,83 @@ def test_an_image_does_not_depend_on_its_batch_nor_on_the_threads(
         assert torch.equal(alone[0], together[k])
 
 
-@pytest.mark.parametrize("tile", winograd.TILES)
-def test_not_a_number_stays_one_and_no_images_give_none(tile: int, dtype: torch.dtype) -> None:
-    x, weight, bias, _, padding = case(1)
+@pytest.mark.parametrize(("tile", "stride"), FORMS)
+def test_not_a_number_stays_one_and_no_images_give_none(
+    tile: int, stride: int, dtype: torch.dtype
+) -> None:
+    x, weight, bias, _, padding = case(1, stride)
     x[0, 2, 4, 4] = torch.nan
-    x, packed = x.to(dtype), winograd.pack(weight, tile, dtype)
+    x, packed = x.to(dtype), winograd.pack(weight, tile, dtype, stride)
     found = winograd.convolve(x, packed, 7, bias, None, padding, True)
-    assert found[0, :, 3:6, 3:6].isnan().all()
+    reached = slice(3, 6) if stride == 1 else slice(2, 3)
+    assert found[0, :, reached, reached].isnan().all()
     assert found[1].isfinite().all()
     none = winograd.convolve(x[:0], packed, 7, bias, None, padding, True)
-    assert none.shape == (0, 7, 9, 8)
+    assert none.shape == (0, *found.shape[1:])
 
 
-@pytest.mark.parametrize("tile", winograd.TILES)
-def test_any_layout_is_taken(tile: int) -> None:
-    x, weight, bias, other, padding = case(2)
-    expected = winograd.convolve(x, winograd.pack(weight, tile), 70, bias, other, padding, True)
+@pytest.mark.parametrize(("tile", "stride"), FORMS)
+def test_any_layout_is_taken(tile: int, stride: int) -> None:
+    x, weight, bias, other, padding = case(2, stride)
+    expected = winograd.convolve(
+        x, winograd.pack(weight, tile, stride=stride), 70, bias, other, padding, True
+    )
     found = winograd.convolve(
-        x.contiguous(), winograd.pack(weight, tile), 70, bias, other.contiguous(), padding, True
+        x.contiguous(),
+        winograd.pack(weight, tile, stride=stride),
+        70,
+        bias,
+        other.contiguous(),
+        padding,
+        True,
     )
     assert torch.equal(found, expected)
 
 
-def interpolation(points: list[float]) -> Tensor:
+def interpolation(points: list[float], taps: int) -> Tensor:
     """G of Toom and Cook for the points and ∞: p^j over the product of p's distances."""
-    rows = [[p**j / math.prod(p - q for q in points if q != p) for j in range(3)] for p in points]
-    return torch.tensor([*rows, [0, 0, 1]]).double()
+    rows = [
+        [p**j / math.prod(p - q for q in points if q != p) for j in range(taps)] for p in points
+    ]
+    return torch.tensor([*rows, [0] * (taps - 1) + [1]]).double()
+
+
+def matrix(tile: int, stride: int) -> Tensor:
+    """G of a tile, (points, 3)."""
+    if stride == 1:
+        # The small tile's first row has the usual sign, which its inputs have too.
+        g = interpolation([0.0, 1.0, -1.0] if tile == 2 else [0.0, 0.75, -0.75, 1.5, -1.5], 3)
+        g[0] = g[0].abs()
+        return g
+    g = torch.zeros(9, 3).double()
+    g[::2, ::2] = interpolation([0.5, -0.5, 1.25, -1.25], 2)
+    g[1::2, 1] = 1
+    return g
 
 
 @pytest.mark.parametrize("outputs", [1, 64, 65, 130])
-@pytest.mark.parametrize("tile", winograd.TILES)
-def test_weights_are_transformed(isa: str, outputs: int, tile: int) -> None:
-    weight = torch.randn(outputs, 5, 3, 3)
-    # The small tile's first row has the usual sign, which its inputs have too.
-    g = interpolation([0.0, 1.0, -1.0] if tile == 2 else [0.0, 0.75, -0.75, 1.5, -1.5])
-    g[0] = g[0].abs()
+@pytest.mark.parametrize(("tile", "stride"), FORMS)
+def test_weights_are_transformed(isa: str, outputs: int, tile: int, stride: int) -> None:
+    weight, g = torch.randn(outputs, 5, 3, 3), matrix(tile, stride)
     expected = torch.einsum("ai,kcij,bj->kcab", g, weight.double(), g).flatten(2)
-    packed = winograd.pack(weight.contiguous(memory_format=torch.channels_last), tile)
-    found = packed.permute(0, 3, 2, 1).flatten(0, 1)
+    last_ = weight.contiguous(memory_format=torch.channels_last)
+    found = winograd.pack(last_, tile, stride=stride).permute(0, 3, 2, 1).flatten(0, 1)
     assert torch.allclose(found[:outputs].double(), expected, rtol=1e-6, atol=1e-7)
     assert torch.all(found[outputs:] == 0)
 
 
-def test_rounding_errors_are_those_of_a_convolution() -> None:
+@pytest.mark.parametrize(("tile", "stride", "most"), [(2, 1, 2), (4, 1, 5), (4, 2, 3)])
+def test_rounding_errors_are_those_of_a_convolution(tile: int, stride: int, most: float) -> None:
     x = last(torch.randn(4, 256, 16, 16).relu())
     weight = torch.randn(256, 256, 3, 3) / math.sqrt(9 * 128)
-    exact = F.conv2d(x.double(), weight.double(), padding=1)
+    exact = F.conv2d(x.double(), weight.double(), padding=1, stride=stride)
 
     def error(found: Tensor) -> float:
         return float((found - exact).pow(2).mean().sqrt())
 
-    direct = error(F.conv2d(x, weight, padding=1))
-    for tile, most in ((2, 2), (4, 5)):
-        packed = winograd.pack(weight, tile)
-        found = winograd.convolve(x, packed, 256, None, None, (1, 1), False)
-        assert error(found) < most * direct
+    direct = error(F.conv2d(x, weight, padding=1, stride=stride))
+    packed = winograd.pack(weight, tile, stride=stride)
+    assert error(winograd.convolve(x, packed, 256, None, None, (1, 1), False)) < most * direct
 
 
 def test_tiles_that_suit() -> None:
@@ -243,3 +281,6 @@ def test_tiles_that_suit() -> None:
     assert winograd.tile_for(1, 1) is None
     assert winograd.share(1, 1) == 1
     assert winograd.share(32, 32) < winograd.share(7, 7) < 1
+    assert winograd.tile_for(8, 8, stride=2) == 4
+    assert winograd.tile_for(7, 7, stride=2) is None
+    assert winograd.share(32, 32) < winograd.share(32, 32, 2) < 1

@@ -25,7 +25,7 @@ LEAST_SAMPLE = 8
 SPREADS = 5.0  # standard deviations that bfloat16 is trusted to stay within
 ENOUGH = 0.6  # share of the windows from which on all of them are re-scored
 PROBE = 8  # images that tell whether a search in bfloat16 pays
-WORTHWHILE = 0.35  # share of the windows, scored again, up to which it does
+WORTHWHILE = 0.25  # share of the windows, scored again, up to which it does
 
 
 @dataclass(frozen=True)

@@ -23,9 +23,7 @@ def points(tile: int, stride: int = 1) -> int:
     return tile + 2 if stride == 1 else 2 * tile + 1
 
 
-def pack(
-    weight: Tensor, tile: int, dtype: torch.dtype = torch.float32, stride: int = 1
-) -> Tensor:
+def pack(weight: Tensor, tile: int, dtype: torch.dtype = torch.float32, stride: int = 1) -> Tensor:
     """G·g·Gᵀ of each kernel, laid out for `csrc/winograd.h`.
 
     Parameters
