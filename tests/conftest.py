@@ -16,6 +16,9 @@ if not torch.cuda.is_available():
 
 from sdsgsm_fast import occlusion, precision
 
+# Networks that test modules make as they are imported are the same in every process.
+torch.manual_seed(0)
+
 # On a machine with a GPU Triton takes no CPU tensors: test_gpu.py tests it there.
 BACKENDS = ("reference", "native", *(() if torch.cuda.is_available() else ("triton",)))
 
