@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -74,42 +75,55 @@ class Replay:
         self.fill, self.max_memory = fill, max_memory
         self.network = lower(graph, dtype, images.device, backend)
         price = FLOPS_PER_BYTE.get(images.device.type, FLOPS_PER_BYTE["cpu"])
-        plans = self._plans(Planner(self.network, windows, price), method)
+        self.choices = self._choices(Planner(self.network, windows, price), method)
+        plans = [plan for choice in self.choices for plan in choice]
         self.sources = set().union(*(plan.sources for plan in plans))
         self.group = self._group()
         self.held: tuple[int, int, dict[int, Any]] | None = None  # of images first … stop - 1
-        self.parts = [self._part(plan, self._fill(), backend) for plan in plans]
+        self.backend, self.filled = backend, self._fill()
+        self.parts: dict[int, list[_Part]] = {}  # by the choice
 
     @property
     def incremental(self) -> bool:
         """Whether anything runs on tiles."""
-        return any(part.runner.plan.incremental for part in self.parts)
+        return any(plan.incremental for plan in self.choices[0])
 
-    def _plans(self, planner: Planner, method: str) -> list[Plan]:
-        """The cheapest plans that a method allows, together for all windows."""
+    def _choices(self, planner: Planner, method: str) -> list[list[Plan]]:
+        """Plans that together do all windows: one, and where a method allows it several."""
         dense = planner.dense()
         if method == "dense":
-            return [dense]
-        least = LEAST_PART.get(self.images.device.type, LEAST_PART["cpu"])
-        choices = [planner.split(1)]
-        together = choices[0][0]
+            return [[dense]]
+        one = planner.split(1)
+        together = one[0]
         if method == "incremental" and not together.incremental:
             raise TraceError(_obstacle(self.network))
         # Whatever the batch: an image's passes must not depend on the others.
         if method == "auto" and together.cost > WORTHWHILE * dense.cost:
-            return [dense]
-        for classes in (2, 3, 4):
-            smallest = (self.windows.rows // classes) * (self.windows.cols // classes)
-            if smallest * len(self.images) >= least:
-                choices.append(planner.split(classes))
-        return min(choices, key=self._cost)
+            return [[dense]]
+        several = (planner.split(n) for n in (2, 3, 4) if self._least(n, len(self.images)))
+        return [one, *several]
 
-    def _cost(self, plans: list[Plan]) -> float:
-        """Predicted operations a window of plans that together cover all windows."""
-        total = sum(len(p.rows) * len(p.cols) * p.cost for p in plans) / len(self.windows)
-        return total + PART_COST * len(plans) / (len(self.windows) * len(self.images))
+    def _least(self, classes: int, images: float) -> bool:
+        """Whether the smallest part of so many images' windows is large enough."""
+        least = LEAST_PART.get(self.images.device.type, LEAST_PART["cpu"])
+        smallest = (self.windows.rows // classes) * (self.windows.cols // classes)
+        return smallest * images >= least
 
-    def _part(self, plan: Plan, fill: Tensor, backend: str) -> _Part:
+    def _parts(self, count: int) -> list[_Part]:
+        """The cheapest plans for so many windows, made ready."""
+
+        def cost(k: int) -> float:
+            plans = self.choices[k]
+            total = sum(len(p.rows) * len(p.cols) * p.cost for p in plans) / len(self.windows)
+            enough = k == 0 or self._least(k + 1, count / len(self.windows))
+            return total + PART_COST * len(plans) / count if enough else math.inf
+
+        best = min(range(len(self.choices)), key=cost)
+        if best not in self.parts:
+            self.parts[best] = [self._part(plan) for plan in self.choices[best]]
+        return self.parts[best]
+
+    def _part(self, plan: Plan) -> _Part:
         """A plan made ready, and who its windows are."""
         window = max(1, int(plan.elements() * self.network.dtype.itemsize * SCRATCH))
         windows = len(plan.rows) * len(plan.cols) * len(self.images)
@@ -119,7 +133,7 @@ class Replay:
         )
         rows[list(plan.rows)] = torch.arange(len(plan.rows), dtype=torch.int32)
         cols[list(plan.cols)] = torch.arange(len(plan.cols), dtype=torch.int32)
-        runner = Runner(plan, fill, self.windows.patch, backend)
+        runner = Runner(plan, self.filled, self.windows.patch, self.backend)
         device = self.images.device
         return _Part(runner, rows.to(device), cols.to(device), chunk)
 
@@ -139,7 +153,8 @@ class Replay:
         try:
             self.images = noise
             pair = torch.tensor([window], device=noise.device)
-            found = torch.cat([logits for _, logits in self.logits(pair)])
+            count = len(self.windows) * len(images)
+            found = torch.cat([logits for _, logits in self.logits(pair, count)])
         finally:
             self.images = images
             self.forget()
@@ -155,12 +170,14 @@ class Replay:
         """Let go of the clean maps."""
         self.held = None
 
-    def logits(self, pairs: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    def logits(self, pairs: Tensor, count: int | None = None) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield parts of `pairs`, in an order of its own, and their logits (n, K).
 
-        A pair is image·windows + window; `pairs` (n,) int64 are ascending. On CUDA out-of-memory
-        the chunk is halved and the work goes on.
+        A pair is image·windows + window; `pairs` (n,) int64 are ascending. They are run as `count`
+        windows would be; None for as many as they are. On CUDA out-of-memory the chunk is halved
+        and the work goes on.
         """
+        parts = self._parts(len(pairs) if count is None else count)
         images = pairs // len(self.windows)
         at = 0
         while at < len(pairs):
@@ -174,7 +191,7 @@ class Replay:
                     raise
                 self.group = max(1, self.group // 2)
                 continue
-            for part in self.parts:
+            for part in parts:
                 yield from self._part_logits(part, clean, pairs[at:stop], base)
             at = stop
 
