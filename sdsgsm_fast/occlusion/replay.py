@@ -126,8 +126,7 @@ class Replay:
     def _part(self, plan: Plan) -> _Part:
         """A plan made ready, and who its windows are."""
         window = max(1, int(plan.elements() * self.network.dtype.itemsize * SCRATCH))
-        windows = len(plan.rows) * len(plan.cols) * len(self.images)
-        chunk = max(1, min(self._chunk_limit(window), windows))
+        chunk = max(1, self._chunk_limit(window))
         rows, cols = (
             torch.full((n,), -1, dtype=torch.int32) for n in (self.windows.rows, self.windows.cols)
         )
