@@ -558,23 +558,21 @@ def test_modes_around_the_call_change_nothing(method: str) -> None:
     assert torch.allclose(found, expected, atol=1e-5)
 
 
-def test_attention_without_tiles_is_left_to_the_model() -> None:
-    """A trace holds attention in parts; the model's own is faster."""
+@pytest.mark.parametrize("kind", zoo.TRANSFORMERS)
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_transformers_run_as_traced(kind: str, precision: str) -> None:
+    """Nothing of them is incremental, but their products are faster so."""
     seen = []
 
-    class Tokens(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.embed, self.head = nn.Conv2d(3, 8, 4, 4), nn.Linear(8, 4)
-            self.wide = nn.Sequential(nn.Linear(8, 2000), nn.GELU(), nn.Linear(2000, 8))
-
+    class Watched(zoo.Transformer):
         def forward(self, x: Tensor) -> Tensor:
             seen.append(None if x.is_meta else len(x))
-            tokens = self.embed(x).flatten(2).transpose(1, 2)
-            mixed = F.scaled_dot_product_attention(tokens, tokens, tokens)
-            return self.head(self.wide(mixed).mean(1))
+            return super().forward(x)
 
-    model, images = Tokens().eval(), torch.rand(2, 3, 16, 16)
-    found = occlusion_scores(model, images)
-    assert [n for n in seen if n is not None] == [2, 32]
-    assert torch.allclose(found, occlusion_scores(Looking(model), images), atol=1e-6)
+    model, images = Watched(kind).eval(), torch.rand(3, 3, 16, 20)
+    found = occlusion_scores(model, images, precision=precision, score="logit")
+    assert [n for n in seen if n is not None] == [3, 1], "clean images and the check"
+    expected = occlusion_scores(Looking(model), images, score="logit")
+    near = 1e-5 if precision == "float32" else 0.03
+    assert float((found - expected).abs().max()) <= near
+    assert float(expected.abs().max()) > 1e-3

@@ -22,8 +22,9 @@ from sdsgsm_fast.traced import layer as layers
 from sdsgsm_fast.traced import search as searches
 from sdsgsm_fast.traced.convolution import Convolution
 from sdsgsm_fast.traced.layer import Layer
+from sdsgsm_fast.traced.linear import ACTIVATIONS, Activation, Linear, runs
 from sdsgsm_fast.traced.search import Search, prepare
-from sdsgsm_fast.traced.trace import JUMPS, trace
+from sdsgsm_fast.traced.trace import JUMPS, TraceError, trace
 
 CONVOLUTIONS: dict[str, dict[str, Any]] = {
     "winograd": {"padding": (1, 1)},
@@ -72,7 +73,7 @@ def test_gradients_of_a_layer(
     assert torch.allclose(part[[0, 2]], alone[[0, 2]], rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", [n for n in (*zoo.TILED, *zoo.MIXED) if n != "attention"])
+@pytest.mark.parametrize("name", [*zoo.TILED, *zoo.MIXED])
 @pytest.mark.parametrize("forced", [False, True], ids=["", "all by winograd"])
 def test_logits_and_gradients_are_the_models(
     name: str, forced: bool, monkeypatch: pytest.MonkeyPatch
@@ -97,6 +98,91 @@ def test_logits_and_gradients_are_the_models(
     off = (grads[0] - grads[1]).flatten(1).norm(dim=1) / grads[0].flatten(1).norm(dim=1)
     assert float(off.median()) < 1e-4
     assert float(off.max()) < 0.02, "a ReLU or a maximum may fall to the other side"
+
+
+@pytest.mark.parametrize("kind", zoo.TRANSFORMERS)
+def test_transformers(kind: str) -> None:
+    """Class tokens as long as the batch, attention called in three ways."""
+    net, images = zoo.Transformer(kind).eval().requires_grad_(False), torch.rand(6, 3, 20, 24)
+    classifier = Classifier(net)
+    search = Search(classifier, images, torch.float32, "auto")
+    assert search.agrees(classifier, images)
+    names = [step.name for step in search.network.steps]
+    expected = {"encoder": 2, "by hand": 0, "direct": 1}[kind]
+    assert names.count("scaled_dot_product_attention") == expected
+    assert "gelu" not in names, "products take it in"
+    for count in (1, 6):
+        logits, leaf = classifier.trace(images[:count])
+        classifier.search = search
+        found, mine = classifier.trace(images[:count], search=True)
+        classifier.search = None
+        assert torch.allclose(found, logits, atol=1e-5)
+        own, grad = (
+            classifier.gradient(F.cross_entropy(z, z.argmax(1), reduction="none"), x)
+            for z, x in ((logits, leaf), (found, mine))
+        )
+        assert float(own.norm()) > 1e-3
+        assert float((grad - own).norm() / own.norm()) < 1e-4
+    reduced = Search(classifier, images, torch.bfloat16, "auto")
+    assert reduced.agrees(classifier, images)
+    assert reduced.network.dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("activation", [Activation(), *ACTIVATIONS], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(("rows", "inputs", "outputs"), [(1, 1, 1), (7, 13, 5), (130, 31, 96)])
+def test_products(
+    activation: Activation, dtype: torch.dtype, rows: int, inputs: int, outputs: int
+) -> None:
+    assert runs(torch.ones(inputs, outputs, dtype=dtype)), "on this CPU, or it is not tested"
+    x = torch.randn(inputs, rows).t()  # not contiguous
+    matrix = torch.randn(inputs, outputs) / inputs**0.5
+    for bias in (torch.randn(outputs), None):
+        given = x.clone().requires_grad_()
+        plain = activation(given @ matrix + (0.0 if bias is None else bias))
+        up = torch.randn_like(plain)
+        (expected,) = torch.autograd.grad(plain, given, up)
+        linear = Linear(matrix.to(dtype), None if bias is None else bias.to(dtype), activation)
+        leaf = x.clone().requires_grad_()
+        found = linear(leaf)
+        (grad,) = torch.autograd.grad(found.float(), leaf, up)
+        near = 1e-4 if dtype == torch.float32 else 0.06
+        with torch.no_grad():
+            fused = linear(x)
+        assert found.dtype == fused.dtype == dtype
+        assert grad.dtype == torch.float32
+        for y in (found, fused):
+            off = float((y - plain).detach().abs().max())
+            assert off <= near * max(1.0, float(plain.detach().abs().max()))
+        wrong = (grad - expected).abs() > near * max(1.0, float(expected.abs().max()))
+        assert float(wrong.double().mean()) <= 0.02, "rounding may decide a ReLU"
+
+
+def test_a_token_of_its_own_for_each_image_is_refused() -> None:
+    class Numbered(zoo.Transformer):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x) + torch.arange(len(x))[:, None].float()
+
+    with pytest.raises(TraceError, match="depend on the batch size"):
+        trace(Classifier(Numbered("direct").eval()), torch.rand(2, 3, 20, 24))
+
+
+def test_attention_with_dropout_is_refused() -> None:
+    def body(m: nn.ModuleDict, x: Tensor) -> Tensor:
+        return m["a"](F.scaled_dot_product_attention(x, x, x, dropout_p=0.5))
+
+    with pytest.raises(TraceError, match="scaled_dot_product_attention: draws random numbers"):
+        trace(Classifier(zoo.Net(body, {"a": zoo.conv(3, 8)}, 8).eval()), torch.rand(2, 3, 20, 24))
+
+
+def test_tracing_leaves_the_attention_of_others_alone() -> None:
+    own = F.scaled_dot_product_attention
+    net, images = zoo.Transformer("encoder").eval(), torch.rand(2, 3, 20, 24)
+    layer = net.layers.layers[0].self_attn
+    layer.register_forward_pre_hook(lambda *_: 1 / 0)
+    with pytest.raises(TraceError, match="ZeroDivisionError"):
+        trace(Classifier(net), images)
+    assert F.scaled_dot_product_attention is own
 
 
 class _Twice(torch.autograd.Function):
@@ -131,7 +217,6 @@ def _without_gradient(m: nn.ModuleDict, x: Tensor) -> Tensor:
 
 LEFT_ALONE: dict[str, Callable[[], nn.Module]] = {
     "looking": lambda: Looking(nn.Sequential(nn.AdaptiveAvgPool2d(16), convnet())),
-    "fused attention": zoo.attention,
     "function": lambda: zoo.Net(lambda m, x: _Twice.apply(m["a"](x)), {"a": zoo.conv(3, 8)}, 8),
     "backward hook": _hooked,
     "tensor hook": _halved,

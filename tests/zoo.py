@@ -247,6 +247,43 @@ def attention() -> nn.Module:
     }, 8)  # fmt: skip
 
 
+class Transformer(nn.Module):
+    """Patches and a class token through encoder layers; how attention is called varies."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.kind, self.embed, self.head = kind, nn.Conv2d(3, 16, 4, 4), nn.Linear(16, 5)
+        self.token = nn.Parameter(torch.randn(1, 1, 16))
+        self.layers = nn.TransformerEncoder(
+            nn.TransformerEncoderLayer(16, 2, 24, activation="gelu", batch_first=True), 2
+        )
+        self.qkv, self.out = nn.Linear(16, 48), nn.Linear(16, 16, bias=False)
+        self.norm = nn.LayerNorm(16)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.embed(x).flatten(2).transpose(1, 2)
+        token = {
+            "encoder": lambda: self.token.expand(len(x), -1, -1),
+            "by hand": lambda: self.token.repeat(len(x), 1, 1),
+            "direct": lambda: torch.zeros(len(x), 1, 16) + self.token,
+        }[self.kind]()  # fmt: skip
+        y = torch.cat([token, y], 1)
+        if self.kind == "encoder":
+            return self.head(self.layers(y)[:, 0])
+        q, k, v = self.qkv(self.norm(y)).view(*y.shape[:2], 3, 2, 8).permute(2, 0, 3, 1, 4)
+        if self.kind == "direct":
+            mixed = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=0.4)
+        else:
+            mixed = (q @ k.transpose(-2, -1) * 0.4).softmax(-1) @ v
+        y = y + self.out(mixed.transpose(1, 2).flatten(2))
+        return self.head(F.gelu(self.layers.layers[0].linear2(
+            F.relu(self.layers.layers[0].linear1(y))
+        ), approximate="tanh").mean(1))  # fmt: skip
+
+
+TRANSFORMERS = ("encoder", "by hand", "direct")
+
+
 def tokens_last() -> nn.Module:
     """ConvNeXt's habit: a layer norm over channels, moved to the end and back."""
 

@@ -11,7 +11,6 @@ from torch import Tensor
 from .. import checks, losses
 from ..classifier import Classifier
 from ..progress import Progress
-from ..traced.operations import ATTENTION
 from ..traced.trace import Graph, TraceError, trace
 from ..windows import Windows
 from .dense import Passes
@@ -215,8 +214,6 @@ class Scorer:
         if jump is not None:
             raise TraceError(f"{jump}: a rounding error may become a step")
         strict = self._replay(graph, reduced=False)
-        if not strict.incremental and graph.has(ATTENTION):
-            raise TraceError("attention: PyTorch's own is faster than its parts")
         if not strict.agrees():
             raise TraceError("the replayed logits are not the model's")
         return strict

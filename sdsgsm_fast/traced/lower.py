@@ -11,22 +11,28 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
-from . import winograd
+from ..precision import has_amx
+from . import linear, winograd
 from .convolution import Convolution
 from .layer import Layer
+from .linear import Activation, Linear
 from .network import POINT, Network, Shape, Step, channels_last, elements_of, map_shape
 from .operations import (
+    FUSED_ATTENTION,
     LAYOUT,
     PRODUCTS,
     RELAXED,
+    VIEWS,
     Known,
+    activation_of,
     axes_of,
     channel_affine,
     convolution_of,
     known,
+    product_of,
     product_work,
 )
-from .trace import Graph, Node, PerImage, Value
+from .trace import Graph, Node, PerImage, Repeated, Value
 
 
 def lower(graph: Graph, dtype: torch.dtype, device: torch.device, backend: str) -> Network:
@@ -69,9 +75,12 @@ class _Lowering:
         self.steps: list[Step] = []
         self.found: dict[Value, int | _Pending] = {}
         self.readers: dict[Value, int] = {graph.output: 1}
-        for node in graph.nodes:
+        self.reader: dict[Value, int] = {}  # the last one
+        self.taken_in: set[int] = set()  # activations that are part of a product
+        for k, node in enumerate(graph.nodes):
             for value in node.inputs():
                 self.readers[value] = self.readers.get(value, 0) + 1
+                self.reader[value] = k
 
     def network(self) -> Network:
         """Lower node after node."""
@@ -86,7 +95,12 @@ class _Lowering:
                         elements=elements_of(node),
                     )
                 )
-            elif not (self.uniform(node) and (self.absorb(k, node) or self.recognise(k, node))):
+            elif k in self.taken_in:
+                self.found[Value(k)] = self.settled(node.args[0])
+            elif not (
+                self.uniform(node)
+                and (self.absorb(k, node) or self.recognise(k, node) or self.multiply(k, node))
+            ):
                 self.opaque(k, node)
         return Network(self.steps, self.settled(self.graph.output), self.dtype)
 
@@ -214,6 +228,39 @@ class _Lowering:
             elements=elements_of(node, output),
         )  # fmt: skip
 
+    def multiply(self, k: int, node: Node) -> bool:
+        """Append a product with a constant matrix, where oneDNN computes it."""
+        product = product_of(node)
+        if product is None:
+            return False
+        dtype = self.kind_of(k, node) or node.dtypes[0]
+        matrix = product.matrix.to(dtype)
+        if not linear.runs(matrix):
+            return False
+        bias = None if product.bias is None else product.bias.to(dtype).contiguous()
+        activation = self.activation_after(k)
+        run = _counted(Linear(matrix, bias, activation))
+        step = Step(
+            node.name, (self.settled(product.source),), run,
+            work=product_work(node, self.graph), elements=elements_of(node),
+        )  # fmt: skip
+        self.found[Value(k)] = self.add(step)
+        return True
+
+    def activation_after(self, k: int) -> Activation:
+        """The activation that alone reads a product's result, which takes it in."""
+        at = k
+        while self.readers[Value(at)] == 1 and Value(at) in self.reader:
+            at = self.reader[Value(at)]
+            node = self.graph.nodes[at]
+            activation = activation_of(node)
+            if activation is not None:
+                self.taken_in.add(at)
+                return activation
+            if node.name not in VIEWS:
+                break
+        return Activation()
+
     def opaque(self, k: int, node: Node) -> None:
         """Append an operation on whole maps."""
         values = list(dict.fromkeys(node.inputs()))
@@ -222,6 +269,8 @@ class _Lowering:
         call = RELAXED.get(node.op, node.op)
 
         def converted(leaf: Any) -> Any:
+            if isinstance(leaf, Repeated):
+                return Repeated(converted(leaf.rows))
             floating = isinstance(leaf, Tensor) and leaf.is_floating_point()
             return leaf.to(dtype) if floating and dtype is not None else leaf
 
@@ -233,6 +282,8 @@ class _Lowering:
             def argument(leaf: Any) -> Any:
                 if isinstance(leaf, Value):
                     return converted(known[leaf])
+                if isinstance(leaf, Repeated):
+                    return leaf.of(count)
                 return leaf.count * count if isinstance(leaf, PerImage) else leaf
 
             args, kwargs = tree_map(argument, fixed)
@@ -240,7 +291,7 @@ class _Lowering:
 
         shape = None if node.lists else map_shape(node)
         whole = self.add(
-            Step(node.name, inputs, run, shape=shape, work=product_work(node),
+            Step(node.name, inputs, run, shape=shape, work=product_work(node, self.graph),
                  elements=elements_of(node))
         )  # fmt: skip
         self.found[Value(k)] = whole
@@ -253,7 +304,10 @@ class _Lowering:
         """Dtype that an opaque operation's floating inputs are brought to; None leaves them."""
         if not self.reduced or node.name in LAYOUT:
             return None
-        return self.dtype if node.name in PRODUCTS and not self.makes_logits(k) else torch.float32
+        product = node.name in PRODUCTS and not self.makes_logits(k)
+        if node.name == FUSED_ATTENTION and self.device.type == "cpu" and not has_amx():
+            product = False  # PyTorch's takes 1.4 times as long in bfloat16 there
+        return self.dtype if product else torch.float32
 
     def makes_logits(self, k: int) -> bool:
         """Whether the logits are this node's result, but for their layout."""

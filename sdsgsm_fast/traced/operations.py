@@ -12,9 +12,10 @@ from torch import Tensor
 from torch.utils._pytree import tree_iter, tree_map
 
 from .convolution import BatchNorm, Convolution
-from .network import POINT, Axes, Shape, map_shape
+from .linear import RELU, Activation
+from .network import POINT, Axes, Shape, elements_of, map_shape
 from .reach import Reach
-from .trace import Node, PerImage, Value
+from .trace import Graph, Node, PerImage, Repeated, Value
 
 aten = torch.ops.aten
 
@@ -35,8 +36,9 @@ LAYOUT = frozenset(
         *("alias", "detach", "flatten", "unbind"),
     )
 )
-PRODUCTS = frozenset(("addmm", "mm", "bmm", "baddbmm", "convolution"))
-ATTENTION = frozenset(("bmm", "baddbmm", "_softmax", "_safe_softmax"))
+FUSED_ATTENTION = "scaled_dot_product_attention"
+PRODUCTS = frozenset(("addmm", "mm", "bmm", "baddbmm", "convolution", FUSED_ATTENTION))
+VIEWS = frozenset(("view", "_unsafe_view", "reshape"))
 RELAXED: dict[Any, Any] = {  # results need not be views: layouts are ours
     aten.view.default: aten.reshape.default,
     aten._unsafe_view.default: aten.reshape.default,
@@ -76,7 +78,9 @@ class Known:
 
 def known(node: Node, output: int, shape_of: ShapeOf) -> Known | None:
     """What is known of one output of a node; None where it takes whole maps."""
-    if map_shape(node, output) is None or any(isinstance(n, PerImage) for n in node.leaves()):
+    if map_shape(node, output) is None or any(
+        isinstance(leaf, (PerImage, Repeated)) for leaf in node.leaves()
+    ):
         return None
     if node.name in ("split", "split_with_sizes"):
         return _split(node, output, shape_of)
@@ -96,13 +100,56 @@ def axes_of(
     return rows, cols
 
 
-def product_work(node: Node) -> float:
-    """Floating-point operations an image of a matrix product; 0 for anything else."""
+def product_work(node: Node, graph: Graph) -> float:
+    """Floating-point operations an image of matrix products; 0 for anything else."""
+    if node.name == FUSED_ATTENTION:
+        key: Value = node.arguments["key"]
+        keys = graph.nodes[key.node].shapes[key.output][-2]
+        return 4.0 * elements_of(node) * (keys.count if isinstance(keys, PerImage) else keys)
     if node.name not in ("addmm", "mm", "bmm", "baddbmm"):
         return 0.0
-    sizes = [n for n in node.shapes[0] if isinstance(n, int)]
     shared = next((leaf for leaf in node.args[::-1] if isinstance(leaf, Tensor)), None)
-    return 2.0 * float(torch.tensor(sizes).prod()) * (1 if shared is None else len(shared))
+    return 2.0 * elements_of(node) * (1 if shared is None else len(shared))
+
+
+@dataclass(frozen=True)
+class Product:
+    """source @ matrix + bias.
+
+    Attributes
+    ----------
+    source
+        (rows, inputs).
+    matrix, bias
+        (inputs, outputs) and (outputs,) or None.
+    """
+
+    source: Value
+    matrix: Tensor
+    bias: Tensor | None
+
+
+def product_of(node: Node) -> Product | None:
+    """The product with a constant matrix, and the constant sum, that a node is."""
+    if node.name not in ("addmm", "mm"):
+        return None
+    a = node.arguments
+    source, matrix = (a["mat1"], a["mat2"]) if node.name == "addmm" else (a["self"], a["mat2"])
+    bias = a["self"] if node.name == "addmm" else None
+    constant = isinstance(matrix, Tensor) and (bias is None or isinstance(bias, Tensor))
+    scaled = a.get("alpha", 1) != 1 or a.get("beta", 1) != 1
+    if not constant or scaled or not isinstance(source, Value):
+        return None
+    if bias is not None and bias.shape != matrix.shape[1:]:
+        return None
+    return Product(source, matrix, bias)
+
+
+def activation_of(node: Node) -> Activation | None:
+    """The activation that a node is, of those that a product may take in."""
+    if node.name == "relu":
+        return RELU
+    return Activation("gelu", node.arguments["approximate"]) if node.name == "gelu" else None
 
 
 # Convolutions and what goes into them

@@ -16,7 +16,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_iter, tree_map, tree_unflatten
 
@@ -27,6 +29,9 @@ BATCHES = (7, 11)
 """Sizes of the two batches: not 1, which broadcasts, and with no quotient or share in common."""
 
 _TRACING = threading.Lock()  # the stance of torch.compile is one for all threads
+
+WHOLE = {F.scaled_dot_product_attention: torch.ops.aten.scaled_dot_product_attention.default}
+"""Functions that are recorded as one operation: their parts would be slower."""
 
 BOUND_TO_A_LAYOUT = ("as_strided", "_reshape_alias", "set_", "resize_")
 
@@ -50,6 +55,19 @@ class PerImage:
     count: int
 
 
+@dataclass(frozen=True, eq=False)
+class Repeated:
+    """A constant of which every image has the same `rows`, as a class token's."""
+
+    rows: Tensor
+
+    def of(self, count: int) -> Tensor:
+        """For so many images."""
+        if len(self.rows) == 1:
+            return self.rows.expand(count, *self.rows.shape[1:])
+        return self.rows.repeat(count, *(1 for _ in self.rows.shape[1:]))
+
+
 @dataclass
 class Node:
     """One operation.
@@ -59,7 +77,8 @@ class Node:
     op
         The ATen overload; None for the model's input.
     args, kwargs
-        Its arguments: `Value` stands for a result, `PerImage` for a multiple of the batch.
+        Its arguments: `Value` stands for a result, `PerImage` for a multiple of the batch, and
+        `Repeated` for a constant as long as the batch.
     shapes
         Shape of each output, sizes as in the arguments.
     dtypes
@@ -140,10 +159,6 @@ class Graph:
                 return node.name
         return None
 
-    def has(self, names: frozenset[str]) -> bool:
-        """Whether an operation of one of these names is among them."""
-        return any(node.name in names for node in self.nodes)
-
 
 def trace(classifier: Classifier, images: Tensor, *, differentiable: bool = False) -> Graph:
     """Record what the model does with inputs of the images' size, without running it on data.
@@ -169,7 +184,8 @@ def trace(classifier: Classifier, images: Tensor, *, differentiable: bool = Fals
         first, second = (_record(classifier, images, batch, differentiable) for batch in BATCHES)
     graph = _unify(first, second)
     for node in graph.nodes:
-        if node.op is not None and torch.Tag.nondeterministic_seeded in node.op.tags:
+        drawing = node.op is not None and torch.Tag.nondeterministic_seeded in node.op.tags
+        if drawing and node.arguments.get("dropout_p") != 0.0:  # attention without it draws nothing
             raise TraceError(f"{node.name}: draws random numbers")
     return graph
 
@@ -188,6 +204,7 @@ def _record(classifier: Classifier, images: Tensor, batch: int, differentiable: 
             torch.autocast(images.device.type, enabled=False),
             torch.set_grad_enabled(differentiable),
             recorder,
+            _Wholes(recorder),
         ):
             output = classifier.model(inputs)
     except TraceError:
@@ -243,6 +260,7 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._twins: dict[int, Tensor] = {}
         self._sharing: dict[int, list[int]] = {_storage(inputs): [id(inputs)]}
         self._stale: set[int] = set()
+        self._inside = False  # an operation that is recorded whole
 
     def tensors(self) -> list[Tensor]:
         """All results, and the input."""
@@ -275,15 +293,13 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         kwargs = dict(kwargs or {})
-        tensors = [leaf for leaf in tree_iter((args, kwargs)) if isinstance(leaf, Tensor)]
-        on_meta = any(t.is_meta for t in tensors) or _is_meta(kwargs.get("device"))
-        if not on_meta:
+        on_meta = _on_meta(args, kwargs) or _is_meta(kwargs.get("device"))
+        if self._inside or not on_meta:
             return func(*args, **kwargs)
         self.last = func.overloadpacket.__name__
         if self.last in BOUND_TO_A_LAYOUT:
             raise TraceError(f"{self.last}: depends on the layout in memory")
-        if self.differentiable and not torch.is_grad_enabled():
-            raise TraceError(f"{self.last}: runs without gradient")
+        self._check_gradient()
         if "device" in kwargs:
             kwargs["device"] = torch.device("meta")
         written = args[0] if func._schema.is_mutable else None
@@ -295,6 +311,24 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             func = self._functional(func, written, result)
         self._note(func, recorded, result)
         return result
+
+    def whole(self, op: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Write down an operation that has parts as one."""
+        self.last = op.overloadpacket.__name__
+        self._check_gradient()
+        recorded = tree_map(self._argument, (args, kwargs))
+        real_args, real_kwargs = tree_map(self._twin, (args, kwargs))
+        self._inside = True
+        try:
+            result = op(*real_args, **real_kwargs)
+        finally:
+            self._inside = False
+        self._note(op, recorded, result)
+        return result
+
+    def _check_gradient(self) -> None:
+        if self.differentiable and not torch.is_grad_enabled():
+            raise TraceError(f"{self.last}: runs without gradient")
 
     def _argument(self, leaf: Any) -> Any:
         """How an argument is written down."""
@@ -337,6 +371,46 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             sharing = self._sharing.setdefault(_storage(out), [])
             if id(out) not in sharing:
                 sharing.append(id(out))
+
+
+class _Wholes(TorchFunctionMode):
+    """Has the functions of `WHOLE` recorded as they are called."""
+
+    def __init__(self, recorder: _Recorder) -> None:
+        super().__init__()
+        self.recorder = recorder
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = dict(kwargs or {})
+        if func in WHOLE and _on_meta(args, kwargs):
+            return self.recorder.whole(WHOLE[func], args, kwargs)
+        if func is F.multi_head_attention_forward:  # no mode sees what it calls
+            with self._attention_recorded():
+                return func(*args, **kwargs)
+        return func(*args, **kwargs)
+
+    @contextmanager
+    def _attention_recorded(self) -> Iterator[None]:
+        own, thread = F.scaled_dot_product_attention, threading.get_ident()
+
+        def attention(*args: Any, **kwargs: Any) -> Any:
+            if threading.get_ident() != thread or not _on_meta(args, kwargs):
+                return own(*args, **kwargs)
+            return self.recorder.whole(WHOLE[own], args, kwargs)
+
+        F.scaled_dot_product_attention = attention
+        try:
+            yield
+        finally:
+            F.scaled_dot_product_attention = own
+
+
+def _on_meta(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    """Whether a tensor among the arguments has no data."""
+    leaves = tree_iter((args, kwargs))
+    return any(isinstance(leaf, Tensor) and leaf.is_meta for leaf in leaves)
 
 
 def _frozen_norm(x: Tensor, *arguments: Any) -> Any:
@@ -404,6 +478,9 @@ def _merged(name: str, a: Any, b: Any) -> Any:
     if isinstance(a, Tensor) and isinstance(b, Tensor):
         if _same(a, b):
             return a
+        rows = _repeated(a, b)
+        if rows is not None:
+            return Repeated(rows)
     elif type(a) is int and type(b) is int and a != b:
         if a % BATCHES[0] == 0 and a // BATCHES[0] * BATCHES[1] == b:
             return PerImage(a // BATCHES[0])
@@ -417,3 +494,15 @@ def _same(a: Tensor, b: Tensor) -> bool:
     if a is b or a.shape != b.shape or a.dtype != b.dtype or a.device != b.device:
         return a is b
     return (a.data_ptr() == b.data_ptr() and a.stride() == b.stride()) or torch.equal(a, b)
+
+
+def _repeated(a: Tensor, b: Tensor) -> Tensor | None:
+    """The rows of an image, where two constants hold them once for each image of a batch."""
+    if not a.ndim or a.ndim != b.ndim or a.dtype != b.dtype or a.device != b.device:
+        return None
+    each, rest = divmod(len(a), BATCHES[0])
+    if rest or not each or len(b) != each * BATCHES[1] or a.shape[1:] != b.shape[1:]:
+        return None
+    rows = a[:each]
+    same = all(bool((t.reshape(-1, *rows.shape) == rows).all()) for t in (a, b))
+    return rows.clone() if same else None
