@@ -573,6 +573,7 @@ def test_transformers_run_as_traced(kind: str, precision: str) -> None:
     found = occlusion_scores(model, images, precision=precision, score="logit")
     assert [n for n in seen if n is not None] == [3, 1], "clean images and the check"
     expected = occlusion_scores(Looking(model), images, score="logit")
-    near = 1e-5 if precision == "float32" else 0.03
-    assert float((found - expected).abs().max()) <= near
     assert float(expected.abs().max()) > 1e-3
+    near = 1e-5 if precision == "float32" else 0.05
+    size = max(1.0, float(model(images).detach().abs().max()))
+    assert float((found - expected).abs().max()) <= near * size
