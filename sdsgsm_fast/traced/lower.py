@@ -9,13 +9,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_map
 
 from ..precision import has_amx
 from . import linear, winograd
 from .convolution import Convolution
 from .layer import Layer
+from .leaves import mapped
 from .linear import Activation, Linear
+from .narrow import narrowed
 from .network import POINT, Network, Shape, Step, channels_last, elements_of, map_shape
 from .operations import (
     FUSED_ATTENTION,
@@ -50,7 +51,7 @@ def lower(graph: Graph, dtype: torch.dtype, device: torch.device, backend: str) 
     backend
         Whose kernels may compute a convolution, as in `occlusion_scores`.
     """
-    return _Lowering(graph, dtype, device, backend).network()
+    return _Lowering(narrowed(graph), dtype, device, backend).network()
 
 
 @dataclass
@@ -274,7 +275,7 @@ class _Lowering:
             floating = isinstance(leaf, Tensor) and leaf.is_floating_point()
             return leaf.to(dtype) if floating and dtype is not None else leaf
 
-        fixed = tree_map(converted, (node.args, node.kwargs))
+        fixed = mapped(converted, (node.args, node.kwargs))
 
         def run(count: int, *results: Any) -> Any:
             known = dict(zip(values, results, strict=True))
@@ -286,7 +287,7 @@ class _Lowering:
                     return leaf.of(count)
                 return leaf.count * count if isinstance(leaf, PerImage) else leaf
 
-            args, kwargs = tree_map(argument, fixed)
+            args, kwargs = mapped(argument, fixed)
             return call(*args, **kwargs)
 
         shape = None if node.lists else map_shape(node)

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils._pytree import tree_iter, tree_map
 
 from .convolution import BatchNorm, Convolution
+from .leaves import leaves, mapped
 from .linear import RELU, Activation
 from .network import POINT, Axes, Shape, elements_of, map_shape
 from .reach import Reach
@@ -108,8 +108,8 @@ def product_work(node: Node, graph: Graph) -> float:
         return 4.0 * elements_of(node) * (keys.count if isinstance(keys, PerImage) else keys)
     if node.name not in ("addmm", "mm", "bmm", "baddbmm"):
         return 0.0
-    shared = next((leaf for leaf in node.args[::-1] if isinstance(leaf, Tensor)), None)
-    return 2.0 * elements_of(node) * (1 if shared is None else len(shared))
+    product = product_of(node)
+    return 2.0 * elements_of(node) * (1 if product is None else len(product.matrix))
 
 
 @dataclass(frozen=True)
@@ -119,7 +119,7 @@ class Product:
     Attributes
     ----------
     source
-        (rows, inputs).
+        (rows, inputs), or (B, rows, inputs).
     matrix, bias
         (inputs, outputs) and (outputs,) or None.
     """
@@ -131,6 +131,10 @@ class Product:
 
 def product_of(node: Node) -> Product | None:
     """The product with a constant matrix, and the constant sum, that a node is."""
+    if node.name == "bmm":  # what a linear layer is for tokens that are not dense
+        source, matrix = node.args
+        alike = isinstance(source, Value) and isinstance(matrix, Repeated) and len(matrix.rows) == 1
+        return Product(source, matrix.rows[0], None) if alike else None
     if node.name not in ("addmm", "mm"):
         return None
     a = node.arguments
@@ -362,7 +366,7 @@ def _pointwise(node: Node, shape_of: ShapeOf) -> Known | None:
     shapes = [shape_of(value) for value in values]
     if shape is None or not values or any(s is None or s[1:] != shape[1:] for s in shapes):
         return None
-    tensors = [leaf for leaf in tree_iter((node.args, node.kwargs)) if isinstance(leaf, Tensor)]
+    tensors = [leaf for leaf in leaves((node.args, node.kwargs)) if isinstance(leaf, Tensor)]
     maps = []
     for tensor in tensors:
         if tensor.ndim > 4 or (tensor.ndim == 4 and len(tensor) != 1):
@@ -380,7 +384,7 @@ def _pointwise(node: Node, shape_of: ShapeOf) -> Known | None:
                 return found[leaf]
             return found.get(id(leaf), leaf) if isinstance(leaf, Tensor) else leaf
 
-        args, kwargs = tree_map(argument, (node.args, node.kwargs))
+        args, kwargs = mapped(argument, (node.args, node.kwargs))
         result: Tensor = node.op(*args, **kwargs)
         return result.to(dtype)
 

@@ -20,9 +20,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_flatten, tree_iter, tree_map, tree_unflatten
 
 from ..classifier import Classifier
+from .leaves import leaves, mapped
 from .snapshot import Snapshot
 
 BATCHES = (7, 11)
@@ -121,7 +121,7 @@ class Node:
 
     def leaves(self) -> list[Any]:
         """Its arguments, those in lists one by one."""
-        return list(tree_iter((self.args, self.kwargs)))
+        return list(leaves((self.args, self.kwargs)))
 
 
 JUMPS = frozenset(
@@ -303,10 +303,9 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if "device" in kwargs:
             kwargs["device"] = torch.device("meta")
         written = args[0] if func._schema.is_mutable else None
-        recorded = tree_map(self._argument, (args, kwargs))
-        real_args, real_kwargs = tree_map(self._twin, (args, kwargs))
-        run = _frozen_norm if func is torch.ops.aten.native_batch_norm.default else func
-        result = run(*real_args, **real_kwargs)
+        recorded = mapped(self._argument, (args, kwargs))
+        real_args, real_kwargs = mapped(self._twin, (args, kwargs))
+        result = SHORT.get(func, func)(*real_args, **real_kwargs)
         if written is not None:
             func = self._functional(func, written, result)
         self._note(func, recorded, result)
@@ -316,11 +315,11 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         """Write down an operation that has parts as one."""
         self.last = op.overloadpacket.__name__
         self._check_gradient()
-        recorded = tree_map(self._argument, (args, kwargs))
-        real_args, real_kwargs = tree_map(self._twin, (args, kwargs))
+        recorded = mapped(self._argument, (args, kwargs))
+        real_args, real_kwargs = mapped(self._twin, (args, kwargs))
         self._inside = True
         try:
-            result = op(*real_args, **real_kwargs)
+            result = _attention_of(op, *real_args, **real_kwargs)
         finally:
             self._inside = False
         self._note(op, recorded, result)
@@ -373,6 +372,15 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 sharing.append(id(out))
 
 
+def _attention_of(op: Any, query: Tensor, key: Tensor, value: Tensor, *args: Any, **kw: Any) -> Any:
+    """What attention returns; running its parts without data takes milliseconds."""
+    if not query.shape[:-2] == key.shape[:-2] == value.shape[:-2]:
+        return op(query, key, value, *args, **kw)
+    result = query.new_empty((*query.shape[:-1], value.shape[-1]))
+    grad = any(t.requires_grad for t in (query, key, value))
+    return result.requires_grad_().clone() if grad and torch.is_grad_enabled() else result
+
+
 class _Wholes(TorchFunctionMode):
     """Has the functions of `WHOLE` recorded as they are called."""
 
@@ -409,16 +417,30 @@ class _Wholes(TorchFunctionMode):
 
 def _on_meta(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
     """Whether a tensor among the arguments has no data."""
-    leaves = tree_iter((args, kwargs))
-    return any(isinstance(leaf, Tensor) and leaf.is_meta for leaf in leaves)
+    return any(isinstance(leaf, Tensor) and leaf.is_meta for leaf in leaves((args, kwargs)))
 
 
-def _frozen_norm(x: Tensor, *arguments: Any) -> Any:
-    """What an eval-mode batch norm returns; PyTorch takes a millisecond to find that out."""
+def _batch_norm(x: Tensor, *arguments: Any) -> Any:
     training = arguments[4]
     if training:
         return torch.ops.aten.native_batch_norm.default(x, *arguments)
     return torch.empty_like(x), x.new_empty(0), x.new_empty(0)
+
+
+def _layer_norm(x: Tensor, *arguments: Any) -> Any:
+    return x.new_empty(x.shape), x.new_empty(0), x.new_empty(0)
+
+
+def _addmm(bias: Tensor, x: Tensor, matrix: Tensor, **scales: Any) -> Tensor:
+    return x.new_empty(len(x), matrix.shape[1])
+
+
+SHORT: dict[Any, Any] = {
+    torch.ops.aten.native_batch_norm.default: _batch_norm,
+    torch.ops.aten.native_layer_norm.default: _layer_norm,
+    torch.ops.aten.addmm.default: _addmm,
+}
+"""What some operations return for tensors without data; PyTorch takes a millisecond to find out."""
 
 
 def _storage(tensor: Tensor) -> int:
@@ -444,7 +466,7 @@ def _alive(graph: Graph) -> Graph:
     nodes = []
     for k in reversed(kept):
         node = graph.nodes[k]
-        args, kwargs = tree_map(moved, (node.args, node.kwargs))
+        args, kwargs = mapped(moved, (node.args, node.kwargs))
         nodes.append(Node(node.op, args, kwargs, node.shapes, node.dtypes))
     return Graph(nodes, moved(graph.output))
 
@@ -463,14 +485,22 @@ def _unify(first: Graph, second: Graph) -> Graph:
     for a, b in zip(first.nodes, second.nodes, strict=True):
         if a.op is not b.op or a.dtypes != b.dtypes:
             raise TraceError(f"{a.name}: another operation for another batch size")
-        leaves, spec = tree_flatten((a.args, a.kwargs, a.shapes))
-        others, other_spec = tree_flatten((b.args, b.kwargs, b.shapes))
-        if spec != other_spec:
-            raise TraceError(f"{a.name}: other arguments for another batch size")
-        merged = [_merged(a.name, x, y) for x, y in zip(leaves, others, strict=True)]
-        args, kwargs, shapes = tree_unflatten(merged, spec)
+        mine, others = (a.args, a.kwargs, a.shapes), (b.args, b.kwargs, b.shapes)
+        args, kwargs, shapes = _unified(a.name, mine, others)
         nodes.append(Node(a.op, args, kwargs, shapes, a.dtypes))
     return Graph(nodes, first.output)
+
+
+def _unified(name: str, a: Any, b: Any) -> Any:
+    """What two runs say of the same arguments."""
+    kind, inner = type(a), (list, tuple, dict)
+    if kind is type(b) and isinstance(a, inner) and len(a) == len(b):
+        if isinstance(a, dict) and a.keys() == b.keys():
+            return {key: _unified(name, a[key], b[key]) for key in a}
+        if not isinstance(a, dict):
+            found = [_unified(name, x, y) for x, y in zip(a, b, strict=True)]
+            return found if kind is list else tuple(found)
+    return _merged(name, a, b)
 
 
 def _merged(name: str, a: Any, b: Any) -> Any:
