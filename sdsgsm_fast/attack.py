@@ -506,10 +506,9 @@ class Attack:
         sure = None if found is None else self.classifier.sure(found)
         if found is not None and sure is None:
             return found, 0
-        # Occlusion compares the model's own logits before and after.
-        if isinstance(self.domain, Occlusion):
-            return self.classifier.logits(images), 0
-        if found is None or sure is None or not sure.any():
+        # Occlusion compares logits before and after, in the model's own precision.
+        precise = isinstance(self.domain, Occlusion)
+        if precise or found is None or sure is None or not sure.any():
             logits, passes = self.classifier.verdicts(images)
             return logits, passes - 1
         apart = (~sure).long()

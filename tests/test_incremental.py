@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from sdsgsm_fast import occlusion_map, occlusion_scores
 from sdsgsm_fast.backends import native
 from sdsgsm_fast.classifier import Classifier
+from sdsgsm_fast.occlusion import replay
 from sdsgsm_fast.occlusion.incremental import Runner
 from sdsgsm_fast.occlusion.plan import SHARES, Plan, Planner
 from sdsgsm_fast.traced import layer as layers
@@ -556,6 +557,24 @@ def test_modes_around_the_call_change_nothing(method: str) -> None:
     with torch.backends.mkldnn.flags(enabled=False), torch.autocast("cpu", dtype=torch.bfloat16):
         found = occlusion_scores(net, images, method=method, score="logit")
     assert torch.allclose(found, expected, atol=1e-5)
+
+
+def test_the_check_on_one_image_does_not_size_the_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It runs a single window; parts that it left behind once had chunks for no more."""
+    sizes: list[int] = []
+    own = Runner.logits
+
+    def watched(self: Runner, clean: Any, image: Tensor, row: Tensor, col: Tensor) -> Tensor:
+        sizes.append(len(image))
+        return own(self, clean, image, row, col)
+
+    monkeypatch.setattr(Runner, "logits", watched)
+    monkeypatch.setattr(replay, "PART_COST", 0.0)  # windows near the border run apart
+    occlusion_scores(zoo.residual().eval(), torch.rand(64, 3, 32, 32), method="incremental")
+    assert sizes[0] == 1, "the check"
+    assert sum(sizes[1:]) == 64 * 64
+    assert min(sizes[1:]) >= replay.CPU_CHUNK[0]
+    assert max(sizes) <= replay.CPU_CHUNK[1]
 
 
 @pytest.mark.parametrize("kind", zoo.TRANSFORMERS)

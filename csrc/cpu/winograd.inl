@@ -1,8 +1,8 @@
 // Winograd's F(2×2, 3×3) and F(4×4, 3×3) (Lavin & Gray, CVPR 2016): a tile of 2×2 outputs takes 16
 // products where a convolution takes 36, one of 4×4 outputs 36 where it takes 144, with stride 2 81.
-// The transformed
-// inputs of a block of tiles stay in the cache of one core, and so do its products with one panel
-// of outputs.
+// The transformed inputs of a block of tiles stay in the cache of one core, and so do its products
+// with one panel of outputs. Where the weights are heavy the threads share a block: each transforms
+// some of its tiles, then each multiplies by panels of its own.
 //
 // The file that includes this one defines kLanes, the floats of a vector, and kRows and kVecs: the
 // sums of kRows tiles by kVecs vectors of outputs fit the registers. And kTiles, of a block, a
@@ -10,6 +10,8 @@
 
 constexpr int64_t kLine = 64;         // bytes between planes and rows: else they share cache sets
 constexpr int64_t kCached = 2000000;  // bytes of a block's transformed inputs
+constexpr int64_t kShared = 8000000;  // those of a shared block, whose weights come from beyond L2
+constexpr int64_t kSharedTiles = 96;
 constexpr int64_t kDepth = 32768;     // bytes of weights that are multiplied at once: they stay in L1
 constexpr int64_t kStreamed = 4 << 20;  // bytes of weights beyond which no core should read all
 
@@ -147,8 +149,10 @@ class Winograd {
     beside = heavy && panels >= threads ? threads : 1;
     const int64_t groups = (tiles + kRows - 1) / kRows, most_rows = threads / beside;
     below = groups < most_rows ? groups : most_rows;
-    int64_t most = kCached / (kPlanes * row * kBytes) / kRows * kRows;
-    most = most < kRows ? kRows : most > kTiles ? kTiles : most;
+    const int64_t cached = beside > 1 ? kShared : kCached;
+    const int64_t limit = beside > 1 ? kSharedTiles : kTiles;
+    int64_t most = cached / (kPlanes * row * kBytes) / kRows * kRows;
+    most = most < kRows ? kRows : most > limit ? limit : most;
     const int64_t rounds = (tiles + below * most - 1) / (below * most);
     block = ((tiles + below * rounds - 1) / (below * rounds) + kRows - 1) / kRows * kRows;
     plane = block * row + kApart;
@@ -156,18 +160,37 @@ class Winograd {
   }
 
   void run() const {
-    const int64_t blocks = (tiles + block - 1) / block, team = below * beside;
     const int64_t values = (kPlanes * plane + row) * kBytes, lines = (values + kLine - 1) / kLine;
-    const int64_t products = kPlanes * result * int64_t(sizeof(float));
-    const int64_t own = lines * kLine + (products + kLine - 1) / kLine * kLine;
-    char* scratch = static_cast<char*>(::operator new(size_t(team * own), std::align_val_t(64)));
-    parallel_for(int(team), team, [&](int64_t worker) {
-      const int64_t down = worker / beside, side = worker % beside;
-      const int64_t from = panels * side / beside, to = panels * (side + 1) / beside;
-      for (int64_t b = blocks * down / below; b < blocks * (down + 1) / below; ++b)
-        run_block(b * block, from, to, reinterpret_cast<Value*>(scratch + worker * own),
-                  reinterpret_cast<float*>(scratch + worker * own + lines * kLine));
-    });
+    const int64_t sums = (kPlanes * result * int64_t(sizeof(float)) + kLine - 1) / kLine;
+    const int64_t blocks = (tiles + block - 1) / block, team = below * beside;
+    const size_t bytes = size_t((below * lines + team * sums) * kLine);
+    char* scratch = static_cast<char*>(::operator new(bytes, std::align_val_t(64)));
+    const auto inputs = [=](int64_t k) {
+      return reinterpret_cast<Value*>(scratch + k * lines * kLine);
+    };
+    const auto products = [=](int64_t k) {
+      return reinterpret_cast<float*>(scratch + (below * lines + k * sums) * kLine);
+    };
+    for (int64_t k = 0; k < below; ++k)
+      memset(inputs(k) + kPlanes * plane, 0, size_t(row * kBytes));  // where gather() finds zeros
+    if (beside == 1) {
+      parallel_for(int(team), team, [&](int64_t k) {
+        for (int64_t b = blocks * k / below; b < blocks * (k + 1) / below; ++b) {
+          gather_block(b * block, 0, block, inputs(k));
+          multiply_block(b * block, 0, panels, inputs(k), products(k));
+        }
+      });
+    } else {
+      for (int64_t b = 0; b < blocks; ++b) {
+        parallel_for(int(team), team, [&](int64_t k) {
+          gather_block(b * block, block * k / team, block * (k + 1) / team, inputs(0));
+        });
+        parallel_for(int(team), team, [&](int64_t k) {
+          const int64_t from = panels * k / team, to = panels * (k + 1) / team;
+          multiply_block(b * block, from, to, inputs(0), products(k));
+        });
+      }
+    }
     ::operator delete(scratch, std::align_val_t(64));
   }
 
@@ -196,12 +219,22 @@ class Winograd {
     return {images[tile / (down * across)], at / across * kOut, at % across * kOut};
   }
 
-  void run_block(int64_t first, int64_t from, int64_t to, Value* inputs, float* products) const {
-    const int64_t count = tiles - first < block ? tiles - first : block;
-    const int64_t rows = (count + kRows - 1) / kRows * kRows;
-    Value* zeros = inputs + kPlanes * plane;
-    memset(zeros, 0, size_t(row * kBytes));
-    for (int64_t t = 0; t < rows; ++t) gather(first + t, t < count, zeros, inputs + t * row);
+  // Tiles of the block that begins at `first`, and rows that they fill.
+  int64_t count_of(int64_t first) const { return tiles - first < block ? tiles - first : block; }
+  int64_t rows_of(int64_t first) const { return (count_of(first) + kRows - 1) / kRows * kRows; }
+
+  // The inputs in rows from … to - 1 of a block.
+  void gather_block(int64_t first, int64_t from, int64_t to, Value* inputs) const {
+    const int64_t count = count_of(first), rows = rows_of(first);
+    const Value* zeros = inputs + kPlanes * plane;
+    for (int64_t t = from; t < to && t < rows; ++t)
+      gather(first + t, t < count, zeros, inputs + t * row);
+  }
+
+  // A block's outputs in the panels from … to - 1.
+  void multiply_block(int64_t first, int64_t from, int64_t to, const Value* inputs,
+                      float* products) const {
+    const int64_t count = count_of(first), rows = rows_of(first);
     for (int64_t k = from * kPanel; k < to * kPanel && k < call.outputs; k += kPanel) {
       const int64_t width = call.outputs - k < kPanel ? call.outputs - k : kPanel;
       const Value* weight = static_cast<const Value*>(call.weight) + k * kPlanes * padded;

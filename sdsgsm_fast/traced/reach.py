@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 
 @dataclass(frozen=True)
@@ -54,12 +55,12 @@ class Span:
     high: tuple[int, ...]
     size: int
 
-    @property
+    @cached_property
     def length(self) -> int:
         """Length of the crops: all windows have the longest's, and at least 1."""
         return max(1, *(h - low + 1 for low, h in zip(self.low, self.high, strict=True)))
 
-    @property
+    @cached_property
     def start(self) -> tuple[int, ...]:
         """First value of each crop, moved inwards where it would end outside the map."""
         last = self.size - self.length
