@@ -11,6 +11,7 @@ Sections, for --rows:
                        trained here once (bench/.cache); interleaved, medians. "20 steps" has no
                        early stop, as if no image could be fooled. "plain" is METHOD.md written
                        down without a thought for speed: a loop over the windows, all steps for all.
+  vit                  the same on a small transformer with random weights.
   overhead             share of the time outside the model's forward and backward passes.
   stream               5000 images in batches of 250 through `stream`, and by `run` batch by batch.
   resnet50             on a GPU only, with random weights.
@@ -468,10 +469,10 @@ def sections(device: str, quick: bool) -> dict[str, Callable[[], list[dict[str, 
             for row in table(name, model, images, labels, rounds, quick)
         ]
 
-    def large() -> list[dict[str, Any]]:
-        model = nets.resnet50().to(device)
-        images = torch.rand(64, 3, 224, 224, device=device)
-        return table("resnet50", model, images, predicted(model, images), rounds, quick)
+    def random(name: str, make: Callable[[], nn.Module], size: int) -> list[dict[str, Any]]:
+        model, seeded = make().to(device), torch.Generator().manual_seed(0)
+        images = torch.rand(64, 3, size, size, generator=seeded).to(device)
+        return table(name, model, images, predicted(model, images), rounds, quick)
 
     def overheads() -> list[dict[str, Any]]:
         rows = overhead("small net", small_net().to(device), 256, 256, 5)
@@ -480,10 +481,11 @@ def sections(device: str, quick: bool) -> dict[str, Callable[[], list[dict[str, 
     found: dict[str, Callable[[], list[dict[str, Any]]]] = {
         "photonet": lambda: tables("photonet", photonet, [64, 1024, 8192] if gpu else [256]),
         "resnet18": lambda: tables("resnet18", resnet18, [64, 1024, 8192] if gpu else [64]),
+        "vit": lambda: random("vit", nets.vit, 32),
         "overhead": overheads,
         "stream": lambda: stream(photonet(), 1000 if quick else 5000, 250, 1 if quick else 2),
     }
-    return found | ({"resnet50": large} if gpu else {})
+    return found | ({"resnet50": lambda: random("resnet50", nets.resnet50, 224)} if gpu else {})
 
 
 def main() -> None:
