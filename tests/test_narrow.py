@@ -72,6 +72,16 @@ GAINS: dict[str, Body] = {
     "rows apart": lambda m, x: m.mlp(x.reshape(-1, 12)).view(len(x), 9, 12)[:, 7],
 }
 LEAVES: dict[str, Body] = {
+    "constant queries": lambda m, x: F.scaled_dot_product_attention(
+        m.place[:, :4].expand(len(x), -1, -1), m.c(x), x
+    )[:, 2],
+    "constant queries in heads": lambda m, x: (
+        F.scaled_dot_product_attention(
+            m.heads(m.place.repeat(len(x), 1, 1)), m.heads(m.c(x)), m.heads(x)
+        )
+        .transpose(1, 2)
+        .flatten(2)[:, 2]
+    ),
     "two tokens": lambda m, x: (lambda y: y[:, 0] + y[:, 1])(m.mlp(x)),
     "norm over tokens": lambda m, x: m.across(m.mlp(x))[:, 0],
     "causal": lambda m, x: m.attend(x, is_causal=True)[:, 0],

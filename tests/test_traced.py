@@ -175,6 +175,51 @@ def test_attention_with_dropout_is_refused() -> None:
         trace(Classifier(zoo.Net(body, {"a": zoo.conv(3, 8)}, 8).eval()), torch.rand(2, 3, 20, 24))
 
 
+def _autocast(m: nn.ModuleDict, x: Tensor) -> Tensor:
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        mixed = F.scaled_dot_product_attention(x, x, x)
+    return m["a"](mixed.float())
+
+
+def _own_gradient(m: nn.ModuleDict, x: Tensor) -> Tensor:
+    with torch.enable_grad():
+        y = x.detach().requires_grad_()
+        mixed = y + F.scaled_dot_product_attention(y, y, y)
+        (grad,) = torch.autograd.grad(mixed.square().sum(), y)
+    return m["a"](x + grad)
+
+
+@pytest.mark.parametrize(
+    ("body", "why"),
+    [(_autocast, "autocast of the model's own"), (_own_gradient, "gradient of its own")],
+)
+def test_attention_that_would_not_be_the_models_is_refused(
+    body: Callable[[nn.ModuleDict, Tensor], Tensor], why: str
+) -> None:
+    net = zoo.Net(body, {"a": zoo.conv(3, 8)}, 8).eval().requires_grad_(False)
+    images = torch.rand(2, 3, 20, 24)
+    with pytest.raises(TraceError, match=why):
+        trace(Classifier(net), images)
+    assert torch.equal(occlusion_map(net, images), occlusion_map(Looking(net), images))
+
+
+def test_small_logits_are_checked_as_well(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A trace that is wrong by 1 % of them is not taken, though that is little by itself."""
+    net, images = zoo.residual().eval().requires_grad_(False), torch.rand(3, 3, 20, 24)
+    with torch.no_grad():
+        for p in net.head.parameters():
+            p.mul_(1e-5)
+    classifier = Classifier(net)
+    assert float(net(images).abs().max()) < 1e-4
+    assert prepare(classifier, images, torch.float32, "auto", None) is not None
+    own = Layer.forward
+    monkeypatch.setattr(Layer, "forward", lambda *a: own(*a) * 1.01)
+    assert prepare(classifier, images, torch.float32, "auto", None) is None
+    found = occlusion_map(net, images, score="logit")
+    expected = occlusion_map(Looking(net), images, score="logit")
+    assert float((found - expected).abs().max()) < 1e-5 * float(expected.abs().max())
+
+
 def test_tracing_leaves_the_attention_of_others_alone() -> None:
     own = F.scaled_dot_product_attention
     net, images = zoo.Transformer("encoder").eval(), torch.rand(2, 3, 20, 24)

@@ -99,7 +99,10 @@ def _through(graph: Graph, node: Node, part: Part) -> Wanted | None:
         "transpose": _moved, "permute": _moved, FUSED_ATTENTION: _attention,
     } | dict.fromkeys(VIEWS, _view)  # fmt: skip
     handler = known.get(node.name)
-    return None if handler is None else handler(graph, node, part)
+    wanted = None if handler is None else handler(graph, node, part)
+    if wanted is None or not all(isinstance(value, Value) for value in wanted):
+        return None
+    return wanted
 
 
 def _pointwise(graph: Graph, node: Node, part: Part) -> Wanted | None:
@@ -151,11 +154,14 @@ def _view(graph: Graph, node: Node, part: Part) -> Wanted | None:
 
 
 def _attention(graph: Graph, node: Node, part: Part) -> Wanted | None:
-    a = node.arguments
-    query, others = a["query"], (a["key"], a["value"])
-    apart = part.dim == len(node.shapes[0]) - 2 and query not in others
-    plain = a["attn_mask"] is None and not a["is_causal"]
-    return {query: part, **dict.fromkeys(others)} if apart and plain else None
+    a, shape = node.arguments, node.shapes[0]
+    query, others = a["query"], [a[name] for name in ("key", "value") if isinstance(a[name], Value)]
+    if not isinstance(query, Value) or query in others or a["attn_mask"] is not None:
+        return None
+    apart = part.dim == len(shape) - 2 and _shape(graph, query)[:-1] == shape[:-1]
+    if not apart or a["is_causal"]:
+        return None
+    return {query: part, **dict.fromkeys(others)}
 
 
 class _Narrowing:

@@ -315,6 +315,8 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         """Write down an operation that has parts as one."""
         self.last = op.overloadpacket.__name__
         self._check_gradient()
+        if torch.is_autocast_enabled(self.device.type):
+            raise TraceError(f"{self.last}: runs under an autocast of the model's own")
         recorded = mapped(self._argument, (args, kwargs))
         real_args, real_kwargs = mapped(self._twin, (args, kwargs))
         self._inside = True
@@ -372,13 +374,22 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 sharing.append(id(out))
 
 
+class _Attention(torch.autograd.Function):
+    """What attention returns, without its parts, which take milliseconds without data."""
+
+    @staticmethod
+    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        return query.new_empty((*query.shape[:-1], value.shape[-1]))
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> Any:
+        raise TraceError("scaled_dot_product_attention: the model takes a gradient of its own")
+
+
 def _attention_of(op: Any, query: Tensor, key: Tensor, value: Tensor, *args: Any, **kw: Any) -> Any:
-    """What attention returns; running its parts without data takes milliseconds."""
     if not query.shape[:-2] == key.shape[:-2] == value.shape[:-2]:
         return op(query, key, value, *args, **kw)
-    result = query.new_empty((*query.shape[:-1], value.shape[-1]))
-    grad = any(t.requires_grad for t in (query, key, value))
-    return result.requires_grad_().clone() if grad and torch.is_grad_enabled() else result
+    return _Attention.apply(query, key, value)  # type: ignore[no-untyped-call]
 
 
 class _Wholes(TorchFunctionMode):
