@@ -167,6 +167,20 @@ def test_a_token_of_its_own_for_each_image_is_refused() -> None:
         trace(Classifier(Numbered("direct").eval()), torch.rand(2, 3, 20, 24))
 
 
+@pytest.mark.parametrize("most", [1, 8, 12, 64])
+def test_what_depends_on_the_size_of_the_batch_is_refused(most: int) -> None:
+    def split(m: nn.ModuleDict, x: Tensor) -> Tensor:
+        return torch.cat([m["a"](part) for part in x.split(most)])
+
+    def scaled(m: nn.ModuleDict, x: Tensor) -> Tensor:
+        return m["a"](x * 2 if len(x) > max(most, 8) else x)
+
+    for body in (split, scaled):
+        net = zoo.Net(body, {"a": zoo.conv(3, 8)}, 8).eval()
+        with pytest.raises(TraceError, match=r"batch size|depend on its size"):
+            trace(Classifier(net), torch.rand(2, 3, 20, 24))
+
+
 def test_attention_with_dropout_is_refused() -> None:
     def body(m: nn.ModuleDict, x: Tensor) -> Tensor:
         return m["a"](F.scaled_dot_product_attention(x, x, x, dropout_p=0.5))

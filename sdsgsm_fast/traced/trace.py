@@ -25,8 +25,11 @@ from ..classifier import Classifier
 from .leaves import leaves, mapped
 from .snapshot import Snapshot
 
-BATCHES = (7, 11)
-"""Sizes of the two batches: not 1, which broadcasts, and with no quotient or share in common."""
+BATCHES = (7, 67)
+"""Sizes of the two batches: not 1, which broadcasts, and with no quotient or share in common.
+
+The second is beyond what runs at once on a CPU, so that a model that splits its batches is noticed.
+"""
 
 _TRACING = threading.Lock()  # the stance of torch.compile is one for all threads
 
