@@ -28,7 +28,7 @@ from sdsgsm_fast.traced.convolution import Convolution
 from sdsgsm_fast.traced.layer import Layer
 from sdsgsm_fast.traced.lower import lower
 from sdsgsm_fast.traced.reach import Reach, Span
-from sdsgsm_fast.traced.trace import trace
+from sdsgsm_fast.traced.trace import BATCHES, trace
 from sdsgsm_fast.windows import Windows
 
 FILL = (0.2, 0.5, 0.7)
@@ -400,7 +400,7 @@ def test_a_trace_leaves_nothing_in_the_model() -> None:
     assert kept
     assert not any(t.is_meta for t in kept)
     assert torch.allclose(found, occlusion_scores(Looking(model.net), images), atol=1e-5)
-    for batch in (7, 11):
+    for batch in BATCHES:
         assert model(torch.rand(batch, 3, 16, 16)).isfinite().all()
 
 
