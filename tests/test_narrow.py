@@ -15,7 +15,7 @@ from sdsgsm_fast.traced import lower as lowering
 from sdsgsm_fast.traced.lower import lower
 from sdsgsm_fast.traced.narrow import narrowed
 from sdsgsm_fast.traced.network import Network
-from sdsgsm_fast.traced.trace import Graph, Node, PerImage, trace
+from sdsgsm_fast.traced.trace import Graph, trace
 
 Body = Callable[["Tokens", Tensor], Tensor]
 
@@ -145,6 +145,3 @@ def _check_shapes(graph: Graph, images: Tensor) -> None:
     for k, step in enumerate(network.steps):
         if step.elements and k in sizes and step.constant is None:
             assert step.elements == sizes[k], step.name
-    for node in graph.nodes:
-        assert isinstance(node, Node)
-        assert all(isinstance(n, (int, PerImage)) for shape in node.shapes for n in shape)

@@ -244,6 +244,26 @@ def test_tracing_leaves_the_attention_of_others_alone() -> None:
     assert F.scaled_dot_product_attention is own
 
 
+def test_attention_of_somebody_elses_is_not_taken_for_pytorchs(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    own = F.scaled_dot_product_attention
+    monkeypatch.setattr(F, "scaled_dot_product_attention", lambda q, *others: own(q * 2, *others))
+    for kind in ("encoder", "direct"):
+        if kind == "direct":  # which calls it with words
+            monkeypatch.setattr(
+                F, "scaled_dot_product_attention", lambda q, k, v, **_: own(q * 2, k, v)
+            )
+        net, images = zoo.Transformer(kind).eval().requires_grad_(False), torch.rand(5, 3, 20, 24)
+        classifier = Classifier(net)
+        search = prepare(classifier, images, torch.float32, "auto", None)
+        if search is not None:
+            assert torch.allclose(search(classifier.inputs(images)), net(images), atol=1e-5)
+        found = occlusion_map(net, images, score="logit")
+        expected = occlusion_map(Looking(net), images, score="logit")
+        assert torch.allclose(found, expected, atol=1e-5)
+
+
 class _Twice(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:

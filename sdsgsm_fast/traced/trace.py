@@ -33,7 +33,9 @@ The second is beyond what runs at once on a CPU, so that a model that splits its
 
 _TRACING = threading.Lock()  # the stance of torch.compile is one for all threads
 
-WHOLE = {F.scaled_dot_product_attention: torch.ops.aten.scaled_dot_product_attention.default}
+WHOLE = {
+    torch._C._nn.scaled_dot_product_attention: torch.ops.aten.scaled_dot_product_attention.default
+}
 """Functions that are recorded as one operation: their parts would be slower."""
 
 BOUND_TO_A_LAYOUT = ("as_strided", "_reshape_alias", "set_", "resize_")
@@ -416,11 +418,12 @@ class _Wholes(TorchFunctionMode):
     @contextmanager
     def _attention_recorded(self) -> Iterator[None]:
         own, thread = F.scaled_dot_product_attention, threading.get_ident()
+        op = WHOLE.get(own)  # none for somebody else's
 
         def attention(*args: Any, **kwargs: Any) -> Any:
-            if threading.get_ident() != thread or not _on_meta(args, kwargs):
+            if op is None or threading.get_ident() != thread or not _on_meta(args, kwargs):
                 return own(*args, **kwargs)
-            return self.recorder.whole(WHOLE[own], args, kwargs)
+            return self.recorder.whole(op, args, kwargs)
 
         F.scaled_dot_product_attention = attention
         try:
