@@ -248,20 +248,31 @@ def test_attention_of_somebody_elses_is_not_taken_for_pytorchs(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     own = F.scaled_dot_product_attention
-    monkeypatch.setattr(F, "scaled_dot_product_attention", lambda q, *others: own(q * 2, *others))
-    for kind in ("encoder", "direct"):
-        if kind == "direct":  # which calls it with words
-            monkeypatch.setattr(
-                F, "scaled_dot_product_attention", lambda q, k, v, **_: own(q * 2, k, v)
-            )
-        net, images = zoo.Transformer(kind).eval().requires_grad_(False), torch.rand(5, 3, 20, 24)
-        classifier = Classifier(net)
-        search = prepare(classifier, images, torch.float32, "auto", None)
-        if search is not None:
-            assert torch.allclose(search(classifier.inputs(images)), net(images), atol=1e-5)
-        found = occlusion_map(net, images, score="logit")
-        expected = occlusion_map(Looking(net), images, score="logit")
-        assert torch.allclose(found, expected, atol=1e-5)
+    monkeypatch.setattr(F, "scaled_dot_product_attention", lambda q, k, v, **_: own(q * 9, k, v))
+    net, images = zoo.Transformer("direct").eval().requires_grad_(False), torch.rand(5, 3, 20, 24)
+    classifier = Classifier(net)
+    search = prepare(classifier, images, torch.float32, "auto", None)
+    assert search is not None
+    assert torch.allclose(search(classifier.inputs(images)), net(images), atol=1e-5)
+    expected = net(images)
+    monkeypatch.undo()
+    assert not torch.allclose(net(images), expected, atol=1e-3), "it matters whose is called"
+
+
+def test_attention_to_constant_keys() -> None:
+    memory = torch.randn(2, 1, 6, 8)
+
+    def body(m: nn.ModuleDict, x: Tensor) -> Tensor:
+        x = m["a"](x)
+        keys, values = (c.expand(len(x), -1, -1) for c in memory)
+        mixed = F.scaled_dot_product_attention(x.flatten(2).transpose(1, 2), keys, values)
+        return mixed.transpose(1, 2).unflatten(2, x.shape[2:])
+
+    net, images = zoo.Net(body, {"a": zoo.conv(3, 8)}, 8).eval(), torch.rand(5, 3, 20, 24)
+    search = prepare(Classifier(net.requires_grad_(False)), images, torch.float32, "auto", None)
+    assert search is not None
+    assert torch.allclose(search(images), net(images), atol=1e-5)
+    assert sum(step.work for step in search.network.steps if "attention" in step.name) > 0
 
 
 class _Twice(torch.autograd.Function):

@@ -175,7 +175,7 @@ class _Lowering:
             if pending is None or pending.other is not None or not isinstance(other, Value):
                 continue
             same = node.shapes[0] == pending.node.shapes[0]
-            if same and self.graph.nodes[other.node].shapes[other.output] == node.shapes[0]:
+            if same and self.graph.shape(other) == node.shapes[0]:
                 pending.other = self.settled(other)
                 return pending
         return None
@@ -251,7 +251,7 @@ class _Lowering:
     def activation_after(self, k: int) -> Activation:
         """The activation that alone reads a product's result, which takes it in."""
         at = k
-        while self.readers[Value(at)] == 1 and Value(at) in self.reader:
+        while self.readers.get(Value(at)) == 1 and Value(at) in self.reader:
             at = self.reader[Value(at)]
             node = self.graph.nodes[at]
             activation = activation_of(node)

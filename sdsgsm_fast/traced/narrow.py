@@ -73,16 +73,12 @@ def _parts(graph: Graph) -> dict[int, Part]:
     return found
 
 
-def _shape(graph: Graph, value: Value) -> tuple[Size, ...]:
-    return graph.nodes[value.node].shapes[value.output]
-
-
 def _selected(graph: Graph, node: Node) -> Wanted | None:
     """What ``x[:, index]`` wants of tokens (B, tokens, width)."""
     if node.name != "select" or not isinstance(node.args[0], Value):
         return None
     a = node.arguments
-    shape = _shape(graph, a["self"])
+    shape = graph.shape(a["self"])
     if len(shape) != 3 or a["dim"] not in (1, -2) or not isinstance(shape[1], int):
         return None
     return {a["self"]: Part(a["index"] % shape[1], shape[1], 1)}
@@ -107,7 +103,7 @@ def _through(graph: Graph, node: Node, part: Part) -> Wanted | None:
 
 def _pointwise(graph: Graph, node: Node, part: Part) -> Wanted | None:
     shape = node.shapes[0]
-    if any(_shape(graph, value) != shape for value in node.inputs()):
+    if any(graph.shape(value) != shape for value in node.inputs()):
         return None
     if any(isinstance(leaf, Repeated) for leaf in node.leaves()):
         return None
@@ -142,7 +138,7 @@ def _moved(graph: Graph, node: Node, part: Part) -> Wanted | None:
 
 def _view(graph: Graph, node: Node, part: Part) -> Wanted | None:
     value, after = node.args[0], node.shapes[0]
-    before = _shape(graph, value)
+    before = graph.shape(value)
     tokens = (ONE, part.length)
     if part.dim == 0:  # (B, tokens, …) to (B·tokens, …)
         joined = before[:2] == tokens and before[2:] == after[1:]
@@ -158,7 +154,7 @@ def _attention(graph: Graph, node: Node, part: Part) -> Wanted | None:
     query, others = a["query"], [a[name] for name in ("key", "value") if isinstance(a[name], Value)]
     if not isinstance(query, Value) or query in others or a["attn_mask"] is not None:
         return None
-    apart = part.dim == len(shape) - 2 and _shape(graph, query)[:-1] == shape[:-1]
+    apart = part.dim == len(shape) - 2 and graph.shape(query)[:-1] == shape[:-1]
     if not apart or a["is_causal"]:
         return None
     return {query: part, **dict.fromkeys(others)}

@@ -103,8 +103,7 @@ def axes_of(
 def product_work(node: Node, graph: Graph) -> float:
     """Floating-point operations an image of matrix products; 0 for anything else."""
     if node.name == FUSED_ATTENTION:
-        key: Value = node.arguments["key"]
-        keys = graph.nodes[key.node].shapes[key.output][-2]
+        keys = graph.shape(node.arguments["key"])[-2]
         return 4.0 * elements_of(node) * (keys.count if isinstance(keys, PerImage) else keys)
     if node.name not in ("addmm", "mm", "bmm", "baddbmm"):
         return 0.0

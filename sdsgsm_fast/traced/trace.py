@@ -146,6 +146,14 @@ class Graph:
     nodes: list[Node]
     output: Value
 
+    def shape(self, leaf: Value | Repeated | Tensor) -> tuple[int | PerImage, ...]:
+        """Shape of a result or a constant."""
+        if isinstance(leaf, Value):
+            return self.nodes[leaf.node].shapes[leaf.output]
+        if isinstance(leaf, Repeated):
+            return PerImage(len(leaf.rows)), *leaf.rows.shape[1:]
+        return tuple(leaf.shape)
+
     def jump(self) -> str | None:
         """Name of an operation that makes a step of a rounding error; None if there is none.
 
