@@ -186,6 +186,7 @@ class Planner:
         self.network, self.windows = network, windows
         self.per_element = 2 * flops_per_byte * network.dtype.itemsize  # read and written
         self.spreads: dict[tuple[int, tuple[int, ...]], Spans] = {}
+        self.splits: dict[int, list[Plan]] = {}
 
     def dense(self) -> Plan:
         """Whole maps for all windows."""
@@ -210,8 +211,10 @@ class Planner:
 
     def split(self, classes: int) -> list[Plan]:
         """Best plans for windows sorted by their distance from the border, on both axes."""
-        rows, cols = (_classes(n, classes) for n in (self.windows.rows, self.windows.cols))
-        return [self.best(r, c) for r in rows for c in cols]
+        if classes not in self.splits:
+            rows, cols = (_classes(n, classes) for n in (self.windows.rows, self.windows.cols))
+            self.splits[classes] = [self.best(r, c) for r in rows for c in cols]
+        return self.splits[classes]
 
     def _chosen(
         self, rows: Sequence[int] | None, cols: Sequence[int] | None

@@ -36,6 +36,37 @@ LEAST_PART = {"cpu": 64, "cuda": 512}  # windows of a batch; the second is not m
 WORTHWHILE = 0.9  # the cost of an incremental plan as a share of the dense one's
 
 
+class Prepared:
+    """A traced model and what does not depend on the images, in each precision when it is needed.
+
+    Parameters
+    ----------
+    graph
+        The model's trace.
+    windows, device, backend
+        What is zeroed out, where, and whose kernels may run.
+
+    Attributes
+    ----------
+    agreed : bool
+        Whether a replay gave the model's own logits for a zeroed-out copy.
+    """
+
+    def __init__(self, graph: Graph, windows: Windows, device: torch.device, backend: str) -> None:
+        self.graph, self.windows, self.device, self.backend = graph, windows, device, backend
+        self.agreed = False
+        self._planners: dict[torch.dtype, Planner] = {}
+
+    def planner(self, *, reduced: bool) -> Planner:
+        """Plans in bfloat16, or in the model's own precision."""
+        dtype = torch.bfloat16 if reduced else self.graph.nodes[0].dtypes[0]
+        if dtype not in self._planners:
+            network = lower(self.graph, dtype, self.device, self.backend)
+            price = FLOPS_PER_BYTE.get(self.device.type, FLOPS_PER_BYTE["cpu"])
+            self._planners[dtype] = Planner(network, self.windows, price)
+        return self._planners[dtype]
+
+
 class Replay:
     """A traced model, planned for one set of windows and one precision.
 
@@ -43,12 +74,12 @@ class Replay:
     ----------
     classifier, images
         The model and the batch (B, C, H, W).
-    windows, fill
-        What is zeroed out, and with what.
+    planner
+        Of the model's network and the windows.
+    fill
+        What windows are filled with.
     method
         "auto", "incremental" or "dense".
-    dtype
-        Of the maps: the model's own, or bfloat16.
     backend, max_memory
         As in `occlusion_scores`.
 
@@ -62,24 +93,27 @@ class Replay:
         self,
         classifier: Classifier,
         images: Tensor,
-        windows: Windows,
+        planner: Planner,
         fill: checks.PerChannel,
         *,
-        graph: Graph,
         method: str,
-        dtype: torch.dtype,
         backend: str,
         max_memory: int | None,
     ) -> None:
-        self.classifier, self.images, self.windows = classifier, images, windows
+        self.classifier, self.images, self.windows = classifier, images, planner.windows
         self.fill, self.max_memory = fill, max_memory
-        self.network = lower(graph, dtype, images.device, backend)
-        price = FLOPS_PER_BYTE.get(images.device.type, FLOPS_PER_BYTE["cpu"])
-        self.choices = self._choices(Planner(self.network, windows, price), method)
+        self.network: Network = planner.network
+        self.choices = self._choices(planner, method)
         plans = [plan for choice in self.choices for plan in choice]
         self.sources = set().union(*(plan.sources for plan in plans))
         self.group = self._group()
+        self._constants = {
+            k: step.constant
+            for k, step in enumerate(self.network.steps)
+            if step.constant is not None
+        }
         self.held: tuple[int, int, dict[int, Any]] | None = None  # of images first … stop - 1
+        self.counted = False  # whether the pass that made them is
         self.backend, self.filled = backend, self._fill()
         self.parts: dict[int, list[_Part]] = {}  # by the choice
 
@@ -161,9 +195,22 @@ class Replay:
         self.classifier.forwards = forwards
         return logits_agree(found, expected, expected.dtype)
 
+    def gives(self, clean: Tensor) -> bool:
+        """Whether the replay gives these logits (B, K) for the first images as they are.
+
+        The pass that this takes is counted if its maps are used.
+        """
+        try:
+            found = self._hold(0, self.group, {self.network.output})
+        except torch.OutOfMemoryError:
+            return False
+        return logits_agree(found[self.network.output], clean[: self.group], clean.dtype)
+
     def clean_logits(self, first: int, stop: int) -> Tensor:
         """Logits (n, K) of some images as they are, of `group` at most."""
-        return self._hold(first, stop, {self.network.output})[self.network.output]  # type: ignore[no-any-return]
+        found = self._hold(first, stop, {self.network.output})
+        self._count(True)
+        return found[self.network.output]  # type: ignore[no-any-return]
 
     def forget(self) -> None:
         """Let go of the clean maps."""
@@ -222,24 +269,25 @@ class Replay:
         if self.held is None or not self.held[0] <= first < stop <= self.held[1]:
             self._hold(first, stop, set())
         assert self.held is not None
+        self._count(bool(self.sources - {0} - self._constants.keys()))
         return self.held[0], self.held[2]
 
-    def _hold(self, first: int, stop: int, wanted: set[int]) -> dict[int, Any]:
-        """Compute some images' maps that are cut up, and those of `wanted` steps, and keep them.
+    def _count(self, passed: bool) -> None:
+        """Count the pass that made the held maps, once; the images themselves take none."""
+        if passed and not self.counted and self.held is not None:
+            self.classifier.forwards += self.held[1] - self.held[0]
+            self.counted = True
 
-        That is a pass of its own unless the images themselves are all that is wanted.
+    def _hold(self, first: int, stop: int, wanted: set[int]) -> dict[int, Any]:
+        """Compute some images' maps that are cut up, and those of `wanted` steps; keep the first.
+
+        The results are those of `wanted` steps and of all that are kept.
         """
         self.forget()
-        constants = {
-            k: step.constant
-            for k, step in enumerate(self.network.steps)
-            if step.constant is not None
-        }
-        wanted = (wanted | self.sources) - constants.keys()
-        if wanted - {0}:
-            self.classifier.forwards += stop - first
-        found = self.network.run(self.classifier.inputs(self.images[first:stop]), wanted)
-        self.held = first, stop, {**constants, **found}
+        sources = self.sources - self._constants.keys()
+        found = self.network.run(self.classifier.inputs(self.images[first:stop]), wanted | sources)
+        kept = {k: found[k] for k in sources}
+        self.held, self.counted = (first, stop, {**self._constants, **kept}), False
         return found
 
     def _fill(self) -> Tensor:

@@ -11,10 +11,12 @@ from torch import Tensor
 from .. import checks, losses
 from ..classifier import Classifier
 from ..progress import Progress
-from ..traced.trace import Graph, TraceError, trace
+from ..traced.kept import Kept
+from ..traced.layer import onednn_enabled
+from ..traced.trace import TraceError, trace
 from ..windows import Windows
 from .dense import Passes
-from .replay import Replay
+from .replay import Prepared, Replay
 
 Needed = Callable[[Tensor, Tensor], Tensor]
 """``needed(scores, doubt)``, (B, windows) each → the windows whose doubt leaves a question open."""
@@ -25,6 +27,9 @@ SPREADS = 5.0  # standard deviations that bfloat16 is trusted to stay within
 ENOUGH = 0.6  # share of the windows from which on all of them are re-scored
 PROBE = 8  # images that tell whether a search in bfloat16 pays
 WORTHWHILE = 0.25  # share of the windows, scored again, up to which it does
+
+PREPARED: Kept[Prepared] = Kept()
+"""The last model's, for the next batch of images."""
 
 
 @dataclass(frozen=True)
@@ -84,13 +89,13 @@ class Scorer:
         self.classifier, self.images, self.classes, self.clean = classifier, images, classes, clean
         self.windows, self.score, self.fill, self.method = windows, score, fill, method
         self.backend, self.max_memory, self.progress = backend, max_memory, progress
-        self.graph: Graph | None = None
+        self.prepared: Prepared | None = None
         self.ways: dict[bool, Replay | Passes] = {}
         try:
-            self.graph = trace(classifier, images)
-            self.ways[False] = self._checked(self.graph)
+            self.prepared = self._prepared()
+            self.ways[False] = self._checked(self.prepared)
         except Exception as error:  # whatever it stumbles over, the model itself runs
-            self.graph = None
+            self.prepared = None
             if method == "incremental":
                 raise ValueError(f"method: 'incremental' cannot run this model: {error}") from error
 
@@ -103,6 +108,8 @@ class Scorer:
     def all(self, *, reduced: bool) -> Scored:
         """Score every window in one precision."""
         scores, flips = self._unknown()
+        if reduced:
+            self.way(False).forget()
         size = self.way(True).group if reduced else len(scores)
         for at in range(0, len(scores), size):
             self._score_images(slice(at, at + size), scores, flips, reduced=reduced)
@@ -115,6 +122,7 @@ class Scorer:
         scored in full precision at once.
         """
         scores, flips = self._unknown()
+        self.way(False).forget()
         again = torch.zeros(len(scores), dtype=torch.int64, device=scores.device)
         at, pays = 0, True
         while at < len(scores):
@@ -199,8 +207,8 @@ class Scorer:
 
     def way(self, reduced: bool) -> Replay | Passes:
         """How logits come about: by replaying the trace, else by the model itself."""
-        if reduced not in self.ways and self.graph is not None:
-            self.ways[reduced] = self._replay(self.graph, reduced=reduced)
+        if reduced not in self.ways and self.prepared is not None:
+            self.ways[reduced] = self._replay(self.prepared, reduced=reduced)
         if reduced not in self.ways:
             self.ways[reduced] = Passes(
                 self.classifier, self.images, self.windows, self.fill, reduced=reduced,
@@ -208,21 +216,39 @@ class Scorer:
             )  # fmt: skip
         return self.ways[reduced]
 
-    def _checked(self, graph: Graph) -> Replay:
-        """The replay in the model's own precision, if it is right and pays."""
+    def _prepared(self) -> Prepared:
+        """The model made ready, or the last one's plans again if it is that and has not changed."""
+        classifier, images = self.classifier, self.images
+        graph = trace(classifier, images)
         jump = graph.jump()
         if jump is not None:
             raise TraceError(f"{jump}: a rounding error may become a step")
-        strict = self._replay(graph, reduced=False)
-        if not strict.agrees():
+        fill = checks.per_channel("fill", self.fill, images.shape[1])
+        settings = (
+            *(self.windows, fill, self.method, self.backend, self.max_memory),
+            *(classifier.mean, classifier.std, images.dtype, images.device, onednn_enabled()),
+        )
+        return PREPARED.of(
+            getattr(classifier.model, "__self__", classifier.model), settings, graph,
+            lambda own: Prepared(own, self.windows, images.device, self.backend),
+        )  # fmt: skip
+
+    def _checked(self, prepared: Prepared) -> Replay:
+        """The replay in the model's own precision, if it is right.
+
+        The first time a zeroed-out copy is compared, after that the clean images are.
+        """
+        strict = self._replay(prepared, reduced=False)
+        if not (prepared.agreed and strict.gives(self.clean)):
+            prepared.agreed = strict.agrees()
+        if not prepared.agreed:
             raise TraceError("the replayed logits are not the model's")
         return strict
 
-    def _replay(self, graph: Graph, *, reduced: bool) -> Replay:
+    def _replay(self, prepared: Prepared, *, reduced: bool) -> Replay:
         return Replay(
-            self.classifier, self.images, self.windows, self.fill, graph=graph, method=self.method,
-            dtype=torch.bfloat16 if reduced else graph.nodes[0].dtypes[0], backend=self.backend,
-            max_memory=self.max_memory,
+            self.classifier, self.images, prepared.planner(reduced=reduced), self.fill,
+            method=self.method, backend=self.backend, max_memory=self.max_memory,
         )  # fmt: skip
 
     def _sample(self, scores: Tensor, needed: Needed) -> Tensor:
