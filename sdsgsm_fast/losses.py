@@ -59,6 +59,25 @@ def score(name: str, logits: Tensor, classes: Tensor) -> Tensor:
     return _at(z, classes)
 
 
+def evidence(name: str, logits: Tensor, classes: Tensor) -> Tensor:
+    """What φ grows with and errors of the logits go into alike, whatever φ is, (B,).
+
+    That is φ itself, but for probabilities the log-odds, within ±1e4: close to 1 they hardly move.
+    """
+    if name not in ("prob", "log_prob"):
+        return score(name, logits, classes)
+    z = exact(logits)
+    others = z.scatter(1, classes[:, None], -torch.inf)
+    return (_at(z, classes) - others.logsumexp(1)).clamp(-1e4, 1e4)
+
+
+def score_of(name: str, evidence: Tensor) -> Tensor:
+    """φ of equation 1 from its `evidence`."""
+    if name == "prob":
+        return evidence.sigmoid()
+    return F.logsigmoid(evidence) if name == "log_prob" else evidence
+
+
 def margin(logits: Tensor, classes: Tensor) -> Tensor:
     """z_c − max_{j≠c} z_j, (B,)."""
     others = logits.scatter(1, classes[:, None], -torch.inf)

@@ -23,7 +23,9 @@ Needed = Callable[[Tensor, Tensor], Tensor]
 
 SAMPLE = 0.1  # share of the windows that is re-scored to learn how far bfloat16 is off
 LEAST_SAMPLE = 8
+BISECTIONS = 9
 SPREADS = 5.0  # standard deviations that bfloat16 is trusted to stay within
+ROUNDING = 4.0  # units that float32 itself may be off by
 ENOUGH = 0.6  # share of the windows from which on all of them are re-scored
 PROBE = 8  # images that tell whether a search in bfloat16 pays
 WORTHWHILE = 0.25  # share of the windows, scored again, up to which it does
@@ -50,6 +52,18 @@ class Scored:
     scores: Tensor
     flips: Tensor
     rescored: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class _Board:
+    """What has been found out so far of each window, (B, windows) each.
+
+    Scores and flips as in `Scored`; `losses.evidence` where a search is to be settled, else None.
+    """
+
+    scores: Tensor
+    flips: Tensor
+    evidence: Tensor | None
 
 
 class Scorer:
@@ -107,13 +121,13 @@ class Scorer:
 
     def all(self, *, reduced: bool) -> Scored:
         """Score every window in one precision."""
-        scores, flips = self._unknown()
+        board = self._board(settled=False)
         if reduced:
             self.way(False).forget()
-        size = self.way(True).group if reduced else len(scores)
-        for at in range(0, len(scores), size):
-            self._score_images(slice(at, at + size), scores, flips, reduced=reduced)
-        return self._found(scores, flips)
+        size = self.way(True).group if reduced else len(self.images)
+        for at in range(0, len(self.images), size):
+            self._score_images(slice(at, at + size), board, reduced=reduced)
+        return self._found(board)
 
     def settled(self, needed: Needed, *, probing: bool) -> Scored:
         """Score in bfloat16, then again in full precision whatever `needed` asks for.
@@ -121,83 +135,102 @@ class Scorer:
         With `probing` the first images tell whether that pays; if it does not, the others are
         scored in full precision at once.
         """
-        scores, flips = self._unknown()
+        board = self._board(settled=True)
         self.way(False).forget()
-        again = torch.zeros(len(scores), dtype=torch.int64, device=scores.device)
+        count, device = len(self.images), self.clean.device
+        again = torch.zeros(count, dtype=torch.int64, device=device)
         at, pays = 0, True
-        while at < len(scores):
+        while at < count:
             size = min(self.way(reduced).group for reduced in (True, False))
             rows = slice(at, at + (min(size, PROBE) if probing and at == 0 else size))
             if pays:
-                again[rows] = self._settle(rows, scores, flips, needed)
+                again[rows] = self._settle(rows, board, needed)
             else:
-                self._score_images(rows, scores, flips, reduced=False)
+                self._score_images(rows, board, reduced=False)
             if probing and at == 0:
                 pays = float(again[rows].double().mean()) < WORTHWHILE * len(self.windows)
             at = rows.stop
-        return self._found(scores, flips, again)
+        return self._found(board, again)
 
-    def _unknown(self) -> tuple[Tensor, Tensor]:
-        """Scores and flips to be filled in, (B, windows) each."""
+    def _board(self, *, settled: bool) -> _Board:
+        """Scores, flips and evidence to be filled in."""
         size = (len(self.images), len(self.windows))
         scores = self.clean.new_empty(size, dtype=losses.exact(self.clean).dtype)
-        return scores, torch.empty_like(scores, dtype=torch.bool)
+        flips = torch.empty_like(scores, dtype=torch.bool)
+        return _Board(scores, flips, torch.empty_like(scores) if settled else None)
 
-    def _found(self, scores: Tensor, flips: Tensor, again: Tensor | None = None) -> Scored:
-        maps = (len(scores), self.windows.rows, self.windows.cols)
-        return Scored(scores.view(maps), flips.view(maps), again)
+    def _found(self, board: _Board, again: Tensor | None = None) -> Scored:
+        maps = (len(self.images), self.windows.rows, self.windows.cols)
+        return Scored(board.scores.view(maps), board.flips.view(maps), again)
 
-    def _score_images(self, rows: slice, scores: Tensor, flips: Tensor, *, reduced: bool) -> None:
+    def _score_images(self, rows: slice, board: _Board, *, reduced: bool) -> None:
         """Score every window of some images."""
-        first, stop, _ = rows.indices(len(scores))
+        first, stop, _ = rows.indices(len(self.images))
         each, clean = len(self.windows), self.clean
         if reduced:
             clean = clean.clone()
             clean[rows] = self.way(True).clean_logits(first, stop).to(clean.dtype)
-        pairs = torch.arange(first * each, stop * each, device=scores.device)
-        self.score_pairs(pairs, clean, scores, flips, reduced=reduced)
+        pairs = torch.arange(first * each, stop * each, device=clean.device)
+        self.score_pairs(pairs, clean, board, reduced=reduced)
 
-    def _settle(self, rows: slice, scores: Tensor, flips: Tensor, needed: Needed) -> Tensor:
-        """Settle the scores and flips of some images; how many windows (n,) were scored again."""
-        self._score_images(rows, scores, flips, reduced=True)
+    def _settle(self, rows: slice, board: _Board, needed: Needed) -> Tensor:
+        """Settle the scores and flips of some images; how many windows (n,) were scored again.
+
+        How far bfloat16 is off is learned from `losses.evidence`, which suffers alike everywhere.
+        """
+        assert board.evidence is not None
+        self._score_images(rows, board, reduced=True)
         self.way(True).forget()
-        found, rough = scores[rows], scores[rows].clone()
+        scores, exact = board.scores[rows], board.evidence[rows]
+        rough = exact.clone()
+        before = losses.score(self.score, self.clean, self.classes)[rows, None]
         done = torch.zeros_like(rough, dtype=torch.bool)
         # Windows are learned from where it matters: nearest to the question, whatever the doubt.
-        wanted = self._sample(rough, needed)
+        wanted = self._sample(scores, needed)
         while bool(wanted.any()):
             pairs = wanted.flatten().nonzero().flatten() + rows.start * len(self.windows)
-            self.score_pairs(pairs, self.clean, scores, flips, reduced=False, again=True)
+            self.score_pairs(pairs, self.clean, board, reduced=False, again=True)
             done |= wanted
-            bias, spread = _moments(torch.where(done, rough - found, 0.0), done)
-            found.copy_(torch.where(done, found, rough - bias))
-            doubt = torch.where(done, 0.0, SPREADS * spread)
-            wanted = needed(found, doubt) & ~done
+            bias, spread = _moments(torch.where(done, rough - exact, 0.0), done)
+            after, doubt = self._likely(rough - bias, SPREADS * spread)
+            scores.copy_(torch.where(done, scores, before - after))
+            doubt += ROUNDING * torch.finfo(doubt.dtype).eps * (before.abs() + after.abs())
+            wanted = needed(scores, torch.where(done, 0.0, doubt)) & ~done
             many = (done | wanted).double().mean(1, keepdim=True) > ENOUGH
             wanted |= wanted.any(1, keepdim=True) & many & ~done
         return done.sum(1)
 
+    def _likely(self, evidence: Tensor, off: Tensor) -> tuple[Tensor, Tensor]:
+        """φ of an evidence, and how far it may be off where that may be off by `off`."""
+        low, middle, high = (
+            losses.score_of(self.score, e) for e in (evidence - off, evidence, evidence + off)
+        )
+        return middle, torch.maximum(high - middle, middle - low)
+
     def score_pairs(
-        self, pairs: Tensor, clean: Tensor, scores: Tensor, flips: Tensor, *, reduced: bool,
-        again: bool = False,
-    ) -> None:  # fmt: skip
-        """Score `pairs` (image·windows + window) into `scores` and `flips`, (B, windows) each.
+        self, pairs: Tensor, clean: Tensor, board: _Board, *, reduced: bool, again: bool = False
+    ) -> None:
+        """Score `pairs` (image·windows + window).
 
         Raises
         ------
         ValueError
             If a score is not finite; the message names the images.
         """
-        scores, flips = scores.view(-1), flips.view(-1)
+        scores, flips = board.scores.view(-1), board.flips.view(-1)
         before, predicted = losses.score(self.score, clean, self.classes), clean.argmax(1)
         broken = torch.zeros_like(predicted, dtype=torch.bool)
         stage, total = ("re-scoring", len(pairs)) if again else ("occlusion", scores.numel())
         count = 0 if again else int(pairs[0])
         for part, logits in self.way(reduced).logits(pairs):
             image = part // len(self.windows)
+            classes = self.classes[image]
             flips[part] = logits.argmax(1) != predicted[image]
-            after = losses.score(self.score, logits, self.classes[image]).to(scores.dtype)
+            after = losses.score(self.score, logits, classes).to(scores.dtype)
             scores[part] = before[image].to(scores.dtype) - after
+            if board.evidence is not None:
+                evidence = losses.evidence(self.score, logits, classes)
+                board.evidence.view(-1)[part] = evidence.to(scores.dtype)
             broken[image[~scores[part].isfinite()]] = True
             count += len(part)
             if self.progress:
@@ -256,13 +289,16 @@ class Scorer:
         size = scores.shape[1]
         least = min(size, max(LEAST_SAMPLE, round(SAMPLE * size)))
         range_ = (scores.amax(1, keepdim=True) - scores.amin(1, keepdim=True)).clamp(min=1e-30)
-        wanted = torch.zeros_like(scores, dtype=torch.bool)
-        for doubling in range(12):
-            few = wanted.sum(1, keepdim=True) < least
-            doubt = (range_ * 2.0 ** (doubling - 12)).expand_as(scores)
-            wanted = torch.where(few, needed(scores, doubt), wanted)
-        few = wanted.sum(1, keepdim=True) < least
-        return wanted | (few & (torch.arange(size, device=scores.device) < least))
+        wanted = torch.arange(size, device=scores.device).expand_as(scores) < least
+        # The least doubt, as a power of two of the range, for which enough are needed.
+        low, high = torch.full_like(range_, -16.0), torch.zeros_like(range_)
+        for _ in range(BISECTIONS):
+            middle = (low + high) / 2
+            found = needed(scores, (range_ * middle.exp2()).expand_as(scores))
+            enough = found.sum(1, keepdim=True) >= least
+            wanted = torch.where(enough, found, wanted)
+            low, high = torch.where(enough, low, middle), torch.where(enough, middle, high)
+        return wanted
 
 
 def _moments(off: Tensor, done: Tensor) -> tuple[Tensor, Tensor]:
