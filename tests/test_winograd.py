@@ -102,6 +102,27 @@ IN_BFLOAT16 = pytest.mark.skipif(
 )
 
 
+@pytest.mark.parametrize(("tile", "stride"), FORMS)
+@pytest.mark.parametrize("channels", [40, 129])
+def test_tiles_of_every_size_agree(
+    channels: int, tile: int, stride: int, dtype: torch.dtype
+) -> None:
+    """Maps with all that a division by the tile can leave, on both axes."""
+    weight = torch.randn(70, channels, 3, 3) / math.sqrt(9 * channels)
+    packed, bias = winograd.pack(weight, tile, dtype, stride), torch.randn(70)
+    weight = weight if dtype == torch.float32 else weight.to(dtype).float()
+    near = 2e-5 if dtype == torch.float32 else 0.15
+    for rows in range(1, 2 * tile + 2):
+        for cols in range(1, 2 * tile + 2):
+            x = last(torch.randn(3, channels, stride * rows + 2, stride * cols + 2)).to(dtype)
+            expected = F.conv2d(x.double(), weight.double(), bias.double(), stride=stride)
+            expected = expected[..., :rows, :cols]
+            x = x[..., : stride * (rows - 1) + 3, : stride * (cols - 1) + 3]
+            found = torch.full_like(last(expected), torch.nan, dtype=dtype)
+            native.winograd(found, last(x), packed, bias, None, (0, 0), False)
+            assert float((found - expected).abs().max()) < near
+
+
 @IN_BFLOAT16
 @pytest.mark.parametrize("number", range(len(CASES)))
 @pytest.mark.parametrize("added", [False, True])
@@ -274,13 +295,24 @@ def test_rounding_errors_are_those_of_a_convolution(tile: int, stride: int, most
     assert error(winograd.convolve(x, packed, 256, None, None, (1, 1), False)) < most * direct
 
 
+def test_tiles_at_the_end_of_a_map_are_small() -> None:
+    for tile, stride in FORMS:
+        whole = winograd.points(tile, stride) ** 2
+        assert winograd.products(tile, tile, tile, stride) == whole
+        assert winograd.products(tile, 3 * tile, tile, stride) == 3 * whole
+        assert winograd.products(tile, 1, 1, stride) == 9, "as many as a direct one has"
+    assert winograd.products(4, 7, 6) == (6 + 5) * (6 + 4)
+    assert winograd.products(4, 7, 6, stride=2) == (9 + 7) * (9 + 5)
+
+
 def test_tiles_that_suit() -> None:
-    sizes = {(2, 2): 2, (4, 4): 4, (7, 7): 4, (14, 14): 4, (3, 3): 4, (5, 5): 2, (10, 10): 4}
+    sizes = {(2, 2): 2, (4, 4): 4, (7, 7): 4, (14, 14): 4, (3, 3): 4, (5, 5): 4, (10, 10): 4}
     assert {size: winograd.tile_for(*size) for size in sizes} == sizes
     assert winograd.tile_for(1, 64) is None
     assert winograd.tile_for(1, 1) is None
     assert winograd.share(1, 1) == 1
     assert winograd.share(32, 32) < winograd.share(7, 7) < 1
     assert winograd.tile_for(8, 8, stride=2) == 4
-    assert winograd.tile_for(7, 7, stride=2) is None
+    assert winograd.tile_for(7, 7, stride=2) == 4
+    assert winograd.tile_for(2, 2, stride=2) is None
     assert winograd.share(32, 32) < winograd.share(32, 32, 2) < 1

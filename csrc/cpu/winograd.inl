@@ -33,22 +33,46 @@ struct Single {
   SDSGSM_HD Vec added(Vec sum, float x, Vec w) { return sum + x * w; }
 };
 
-// Each tile size says how one line of it is transformed: Bᵀ·d, Aᵀ·m and G·g, `step` values apart.
+template <int n>
+struct Number {
+  static constexpr int value = n;
+};
+
+// Each tile size says how one line of it is transformed: Bᵀ·d in place, Aᵀ·m and G·g. Tiles at the
+// end of a map may have m < kOut outputs a line. They take the first of the same points and the last
+// one, so that they share the weights; what those lack of their factors the inputs make up for.
 
 struct Two {  // from the points 0, ±1 and ∞
   static constexpr int kOut = 2, kIn = 4, kStride = 1;
 
-  template <class V>
-  SDSGSM_HD void input(V* d, int s) {
-    const V a = d[0] - d[2 * s], b = d[s] + d[2 * s], c = d[2 * s] - d[s], e = d[s] - d[3 * s];
-    d[0] = a, d[s] = b, d[2 * s] = c, d[3 * s] = e;
-  }
+  // Inputs of a line of m outputs, which are as many as its products.
+  static constexpr int inputs(int m) { return m + 2; }
+  // Which of the kIn products of a whole line the i-th of m outputs is.
+  static constexpr int place(int m, int i) { return i <= m ? i : kIn - 1; }
 
-  template <class V>
-  SDSGSM_HD void output(const V* m, int s, V* y, int to) {
-    y[0] = m[0] + m[s] + m[2 * s];
-    y[to] = m[s] - m[2 * s] - m[3 * s];
-  }
+  template <int m>
+  struct Line {
+    template <class V>
+    SDSGSM_HD void input(V* d) {
+      if constexpr (m == 2) {
+        const V a = d[0] - d[2], b = d[1] + d[2], c = d[2] - d[1], e = d[1] - d[3];
+        d[0] = a, d[1] = b, d[2] = c, d[3] = e;
+      } else {
+        const V a = d[0] - d[1], b = d[1] + d[1], e = d[1] - d[2];
+        d[0] = a, d[1] = b, d[2] = e;
+      }
+    }
+
+    template <class V>
+    SDSGSM_HD void output(const V* v, V* y) {
+      if constexpr (m == 2) {
+        y[0] = v[0] + v[1] + v[2];
+        y[1] = v[1] - v[2] - v[3];
+      } else {
+        y[0] = v[0] + v[1] - v[2];
+      }
+    }
+  };
 
   static void weight(double a, double b, double c, double* g, int64_t s) {
     g[0] = a;
@@ -64,25 +88,57 @@ struct Four {
   static constexpr int kOut = 4, kIn = 6, kStride = 1;
   static constexpr float p = 0.75f, q = 1.5f, pp = p * p, qq = q * q;
 
-  template <class V>
-  SDSGSM_HD void input(V* d, int s) {
-    const V a = d[4 * s] - qq * d[2 * s], b = p * d[3 * s] - p * qq * d[s];
-    const V c = d[4 * s] - pp * d[2 * s], e = q * d[3 * s] - q * pp * d[s];
-    const V first = pp * qq * d[0] - (pp + qq) * d[2 * s] + d[4 * s];
-    const V last = pp * qq * d[s] - (pp + qq) * d[3 * s] + d[5 * s];
-    d[0] = first, d[s] = a + b, d[2 * s] = a - b, d[3 * s] = c + e, d[4 * s] = c - e;
-    d[5 * s] = last;
-  }
+  static constexpr int inputs(int m) { return m + 2; }
+  static constexpr int place(int m, int i) { return i <= m ? i : kIn - 1; }
 
-  template <class V>
-  SDSGSM_HD void output(const V* m, int s, V* y, int to) {
-    const V a = m[s] + m[2 * s], b = m[s] - m[2 * s];
-    const V c = m[3 * s] + m[4 * s], e = m[3 * s] - m[4 * s];
-    y[0] = m[0] + a + c;
-    y[to] = p * b + q * e;
-    y[2 * to] = pp * a + qq * c;
-    y[3 * to] = p * pp * b + q * qq * e + m[5 * s];
-  }
+  template <int m>
+  struct Line {
+    template <class V>
+    SDSGSM_HD void input(V* d) {
+      if constexpr (m == 4) {
+        const V a = d[4] - qq * d[2], b = p * d[3] - p * qq * d[1];
+        const V c = d[4] - pp * d[2], e = q * d[3] - q * pp * d[1];
+        const V first = pp * qq * d[0] - (pp + qq) * d[2] + d[4];
+        const V last = pp * qq * d[1] - (pp + qq) * d[3] + d[5];
+        d[0] = first, d[1] = a + b, d[2] = a - b, d[3] = c + e, d[4] = c - e, d[5] = last;
+      } else if constexpr (m == 3) {
+        const V a = (p + q) * (d[3] + (p - q) * d[2] - p * q * d[1]);
+        const V b = (q - p) * (d[3] - (p + q) * d[2] + p * q * d[1]);
+        const V c = 2 * q * (d[3] - pp * d[1]);
+        const V first = q * d[3] - qq * d[2] - q * pp * d[1] + pp * qq * d[0];
+        const V last = d[4] - q * d[3] - pp * d[2] + pp * q * d[1];
+        d[0] = first, d[1] = a, d[2] = b, d[3] = c, d[4] = last;
+      } else if constexpr (m == 2) {
+        const V a = (pp - qq) * (d[2] + p * d[1]), b = (pp - qq) * (d[2] - p * d[1]);
+        const V first = pp * qq * d[0] - qq * d[2], last = d[3] - pp * d[1];
+        d[0] = first, d[1] = a, d[2] = b, d[3] = last;
+      } else {
+        const V first = pp * qq * d[0] - p * qq * d[1], last = d[2] - p * d[1];
+        d[0] = first, d[1] = 2 * p * (pp - qq) * d[1], d[2] = last;
+      }
+    }
+
+    template <class V>
+    SDSGSM_HD void output(const V* v, V* y) {
+      if constexpr (m == 4) {
+        const V a = v[1] + v[2], b = v[1] - v[2], c = v[3] + v[4], e = v[3] - v[4];
+        y[0] = v[0] + a + c;
+        y[1] = p * b + q * e;
+        y[2] = pp * a + qq * c;
+        y[3] = p * pp * b + q * qq * e + v[5];
+      } else if constexpr (m == 3) {
+        const V a = v[1] + v[2], b = v[1] - v[2];
+        y[0] = v[0] + a + v[3];
+        y[1] = p * b + q * v[3];
+        y[2] = pp * a + qq * v[3] + v[4];
+      } else if constexpr (m == 2) {
+        y[0] = v[0] + v[1] + v[2];
+        y[1] = p * (v[1] - v[2]) + v[3];
+      } else {
+        y[0] = v[0] + v[1] + v[2];
+      }
+    }
+  };
 
   static void weight(double a, double b, double c, double* g, int64_t s) {
     const double P = pp, Q = qq, of_p = 1 / (2 * P * (P - Q)), of_q = 1 / (2 * Q * (Q - P));
@@ -102,23 +158,55 @@ struct Halving {
   static constexpr int kOut = 4, kIn = 9, kStride = 2;
   static constexpr float p = 0.5f, q = 1.25f, pp = p * p, qq = q * q;
 
-  template <class V>
-  SDSGSM_HD void input(V* d, int s) {
-    const V a = d[6 * s] - qq * d[2 * s], b = p * (d[4 * s] - qq * d[0]);
-    const V c = d[6 * s] - pp * d[2 * s], e = q * (d[4 * s] - pp * d[0]);
-    d[8 * s] = pp * qq * d[0] - (pp + qq) * d[4 * s] + d[8 * s];
-    d[0] = a + b, d[2 * s] = a - b, d[4 * s] = c + e, d[6 * s] = c - e;
-  }
+  static constexpr int inputs(int m) { return 2 * m + 1; }
+  static constexpr int place(int m, int i) { return i < 2 * m ? i : kIn - 1; }
 
-  template <class V>
-  SDSGSM_HD void output(const V* m, int s, V* y, int to) {
-    const V a = m[0] + m[2 * s], b = m[0] - m[2 * s];
-    const V c = m[4 * s] + m[6 * s], e = m[4 * s] - m[6 * s];
-    y[0] = a + c + m[s];
-    y[to] = p * b + q * e + m[3 * s];
-    y[2 * to] = pp * a + qq * c + m[5 * s];
-    y[3 * to] = p * pp * b + q * qq * e + m[8 * s] + m[7 * s];
-  }
+  template <int m>
+  struct Line {
+    template <class V>
+    SDSGSM_HD void input(V* d) {
+      if constexpr (m == 4) {
+        const V a = d[6] - qq * d[2], b = p * (d[4] - qq * d[0]);
+        const V c = d[6] - pp * d[2], e = q * (d[4] - pp * d[0]);
+        d[8] = pp * qq * d[0] - (pp + qq) * d[4] + d[8];
+        d[0] = a + b, d[2] = a - b, d[4] = c + e, d[6] = c - e;
+      } else if constexpr (m == 3) {
+        const V a = (p + q) * (d[4] + (p - q) * d[2] - p * q * d[0]);
+        const V b = (q - p) * (d[4] - (p + q) * d[2] + p * q * d[0]);
+        const V c = 2 * q * (d[4] - pp * d[0]);
+        d[6] = d[6] - q * d[4] - pp * d[2] + pp * q * d[0];
+        d[0] = a, d[2] = b, d[4] = c;
+      } else if constexpr (m == 2) {
+        const V a = (pp - qq) * (d[2] + p * d[0]), b = (pp - qq) * (d[2] - p * d[0]);
+        d[4] = d[4] - pp * d[0];
+        d[0] = a, d[2] = b;
+      } else {
+        d[2] = d[2] - p * d[0];
+        d[0] = 2 * p * (pp - qq) * d[0];
+      }
+    }
+
+    template <class V>
+    SDSGSM_HD void output(const V* v, V* y) {
+      if constexpr (m == 4) {
+        const V a = v[0] + v[2], b = v[0] - v[2], c = v[4] + v[6], e = v[4] - v[6];
+        y[0] = a + c + v[1];
+        y[1] = p * b + q * e + v[3];
+        y[2] = pp * a + qq * c + v[5];
+        y[3] = p * pp * b + q * qq * e + v[8] + v[7];
+      } else if constexpr (m == 3) {
+        const V a = v[0] + v[2], b = v[0] - v[2];
+        y[0] = a + v[4] + v[1];
+        y[1] = p * b + q * v[4] + v[3];
+        y[2] = pp * a + qq * v[4] + v[6] + v[5];
+      } else if constexpr (m == 2) {
+        y[0] = v[0] + v[2] + v[1];
+        y[1] = p * (v[0] - v[2]) + v[4] + v[3];
+      } else {
+        y[0] = v[0] + v[2] + v[1];
+      }
+    }
+  };
 
   static void weight(double a, double b, double c, double* g, int64_t s) {
     const double P = pp, Q = qq, of_p = 1 / (2 * p * (P - Q)), of_q = 1 / (2 * q * (Q - P));
@@ -131,6 +219,17 @@ struct Halving {
   }
 };
 
+// Calls f with the type that transforms a line of m outputs.
+template <class Tile, class F>
+SDSGSM_HD void with_line(int m, const F& f) {
+  if (m == Tile::kOut) return f(typename Tile::template Line<Tile::kOut>{}, Number<Tile::kOut>{});
+  if (m == 1) return f(typename Tile::template Line<1>{}, Number<1>{});
+  if constexpr (Tile::kOut > 2) {
+    if (m == 2) return f(typename Tile::template Line<2>{}, Number<2>{});
+    return f(typename Tile::template Line<3>{}, Number<3>{});
+  }
+}
+
 template <class Tile, class Type>
 class Winograd {
   typedef typename Type::Value Value;
@@ -141,6 +240,8 @@ class Winograd {
       : call(c), images(listed) {
     down = (call.out_h + kOut - 1) / kOut;
     across = (call.out_w + kOut - 1) / kOut;
+    last_h = int(call.out_h - (down - 1) * kOut);
+    last_w = int(call.out_w - (across - 1) * kOut);
     tiles = count * down * across;
     panels = (call.outputs + kPanel - 1) / kPanel;
     padded = (call.channels + kPair - 1) / kPair * kPair;
@@ -155,15 +256,16 @@ class Winograd {
     most = most < kRows ? kRows : most > limit ? limit : most;
     const int64_t rounds = (tiles + below * most - 1) / (below * most);
     block = ((tiles + below * rounds - 1) / (below * rounds) + kRows - 1) / kRows * kRows;
-    plane = block * row + kApart;
-    result = block * kPanel + kLine / int64_t(sizeof(float));
+    plane = (block + kRows) * row + kApart;
+    result = (block + kRows) * kPanel + kLine / int64_t(sizeof(float));
   }
 
   void run() const {
     const int64_t values = (kPlanes * plane + row) * kBytes, lines = (values + kLine - 1) / kLine;
     const int64_t sums = (kPlanes * result * int64_t(sizeof(float)) + kLine - 1) / kLine;
     const int64_t blocks = (tiles + block - 1) / block, team = below * beside;
-    const size_t bytes = size_t((below * lines + team * sums) * kLine);
+    const int64_t places = (block * int64_t(sizeof(int64_t)) + kLine - 1) / kLine;
+    const size_t bytes = size_t((below * (lines + places) + team * sums) * kLine);
     char* scratch = static_cast<char*>(::operator new(bytes, std::align_val_t(64)));
     const auto inputs = [=](int64_t k) {
       return reinterpret_cast<Value*>(scratch + k * lines * kLine);
@@ -171,23 +273,28 @@ class Winograd {
     const auto products = [=](int64_t k) {
       return reinterpret_cast<float*>(scratch + (below * lines + k * sums) * kLine);
     };
+    const auto order = [=](int64_t k) {
+      return reinterpret_cast<int64_t*>(scratch + (below * lines + team * sums + k * places) * kLine);
+    };
     for (int64_t k = 0; k < below; ++k)
       memset(inputs(k) + kPlanes * plane, 0, size_t(row * kBytes));  // where gather() finds zeros
     if (beside == 1) {
       parallel_for(int(team), team, [&](int64_t k) {
         for (int64_t b = blocks * k / below; b < blocks * (k + 1) / below; ++b) {
-          gather_block(b * block, 0, block, inputs(k));
-          multiply_block(b * block, 0, panels, inputs(k), products(k));
+          const Block now = sorted(b * block, order(k));
+          gather_block(now, 0, block, inputs(k));
+          multiply_block(now, 0, panels, inputs(k), products(k));
         }
       });
     } else {
       for (int64_t b = 0; b < blocks; ++b) {
+        const Block now = sorted(b * block, order(0));
         parallel_for(int(team), team, [&](int64_t k) {
-          gather_block(b * block, block * k / team, block * (k + 1) / team, inputs(0));
+          gather_block(now, block * k / team, block * (k + 1) / team, inputs(0));
         });
         parallel_for(int(team), team, [&](int64_t k) {
           const int64_t from = panels * k / team, to = panels * (k + 1) / team;
-          multiply_block(b * block, from, to, inputs(0), products(k));
+          multiply_block(now, from, to, inputs(0), products(k));
         });
       }
     }
@@ -204,6 +311,7 @@ class Winograd {
   const WinogradCall& call;
   const int64_t* images;
   int64_t down, across, tiles;  // tiles a column, a row, in all
+  int last_h, last_w;     // outputs of the last tiles, down and across
   int64_t panels;
   int64_t below, beside;  // threads that share the tiles, and the panels
   int64_t block;          // tiles that are worked on at once
@@ -211,77 +319,129 @@ class Winograd {
   int64_t row;            // values from one tile's inputs to the next one's
   int64_t plane, result;  // values from one of kPlanes matrices to the next: inputs, products
 
+  // A tile's first output and how many it has.
   struct Place {
     int64_t image, y, x;
+    int height, width;
   };
   Place place(int64_t tile) const {
-    const int64_t at = tile % (down * across);
-    return {images[tile / (down * across)], at / across * kOut, at % across * kOut};
+    const int64_t at = tile % (down * across), y = at / across, x = at % across;
+    return {images[tile / (down * across)], y * kOut, x * kOut, y == down - 1 ? last_h : kOut,
+            x == across - 1 ? last_w : kOut};
   }
 
-  // Tiles of the block that begins at `first`, and rows that they fill.
-  int64_t count_of(int64_t first) const { return tiles - first < block ? tiles - first : block; }
-  int64_t rows_of(int64_t first) const { return (count_of(first) + kRows - 1) / kRows * kRows; }
+  // Tiles that are worked on at once: first those that are cut at both ends, then those cut across,
+  // whole ones, those cut down. So the tiles that have a product are neighbours, whichever it is.
+  struct Block {
+    const int64_t* tiles;
+    int64_t from[5];  // first of each of the four kinds; all
+    int64_t count() const { return from[4]; }
+  };
+  Block sorted(int64_t first, int64_t* order) const {
+    const int64_t count = tiles - first < block ? tiles - first : block;
+    const auto kind_of = [&](int64_t tile) {
+      const Place at = place(tile);
+      return at.width < kOut ? at.height < kOut ? 0 : 1 : at.height < kOut ? 3 : 2;
+    };
+    Block found{order, {}};
+    for (int64_t t = 0; t < count; ++t) ++found.from[kind_of(first + t) + 1];
+    for (int k = 0; k < 4; ++k) found.from[k + 1] += found.from[k];
+    int64_t next[4];
+    for (int k = 0; k < 4; ++k) next[k] = found.from[k];
+    for (int64_t t = 0; t < count; ++t) order[next[kind_of(first + t)]++] = first + t;
+    return found;
+  }
+
+  // Whether a line of m outputs has the k-th product.
+  static bool has(int m, int k) {
+    for (int i = 0; i < Tile::inputs(m); ++i)
+      if (Tile::place(m, i) == k) return true;
+    return false;
+  }
 
   // The inputs in rows from … to - 1 of a block.
-  void gather_block(int64_t first, int64_t from, int64_t to, Value* inputs) const {
-    const int64_t count = count_of(first), rows = rows_of(first);
+  void gather_block(const Block& now, int64_t from, int64_t to, Value* inputs) const {
     const Value* zeros = inputs + kPlanes * plane;
-    for (int64_t t = from; t < to && t < rows; ++t)
-      gather(first + t, t < count, zeros, inputs + t * row);
+    for (int64_t t = from; t < to && t < now.count(); ++t)
+      gather(now.tiles[t], zeros, inputs + t * row);
   }
 
-  // A block's outputs in the panels from … to - 1.
-  void multiply_block(int64_t first, int64_t from, int64_t to, const Value* inputs,
+  // A block's outputs in the panels from … to - 1. Rows that fill up the last kRows of a product
+  // hold whatever is there; nobody reads what comes of them.
+  void multiply_block(const Block& now, int64_t from, int64_t to, const Value* inputs,
                       float* products) const {
-    const int64_t count = count_of(first), rows = rows_of(first);
+    bool in_last[2][kIn];
+    for (int i = 0; i < kIn; ++i) in_last[0][i] = has(last_h, i), in_last[1][i] = has(last_w, i);
     for (int64_t k = from * kPanel; k < to * kPanel && k < call.outputs; k += kPanel) {
       const int64_t width = call.outputs - k < kPanel ? call.outputs - k : kPanel;
       const Value* weight = static_cast<const Value*>(call.weight) + k * kPlanes * padded;
-      for (int i = 0; i < kPlanes; ++i)
+      for (int i = 0; i < kPlanes; ++i) {
+        const bool down_too = in_last[0][i / kIn], across_too = in_last[1][i % kIn];
+        const int64_t first = now.from[!across_too ? 2 : !down_too ? 1 : 0];
+        const int64_t tiles_of = now.from[down_too ? 4 : 3] - first;
+        if (tiles_of == 0) continue;
+        const int64_t rows = (tiles_of + kRows - 1) / kRows * kRows;
         for (int64_t c = 0; c < padded; c += kAtOnce)
-          multiply(inputs + i * plane + c, c, rows, weight + (i * padded + c) * kPanel, width,
-                   products + i * result);
-      for (int64_t t = 0; t < count; ++t) scatter(first + t, k, width, products + t * kPanel);
+          multiply(inputs + i * plane + first * row + c, c, rows,
+                   weight + (i * padded + c) * kPanel, width, products + i * result + first * kPanel);
+      }
+      for (int64_t t = 0; t < now.count(); ++t)
+        scatter(now.tiles[t], k, width, products + t * kPanel);
     }
   }
 
-  // Bᵀ·d·B of a tile of inputs, in place.
-  template <class V>
-  SDSGSM_HD void transform(V (&d)[kPlanes]) {
+  // Bᵀ·d·B of a tile of inputs: `read(i, j)` them, `write` them by the places of their products.
+  template <class V, class Read, class Write>
+  SDSGSM_HD void transform(int height, int width, const Read& read, const Write& write) {
+    V d[kPlanes];
+    with_line<Tile>(width, [&](auto line, auto m) {
+      constexpr int inputs = Tile::inputs(m.value);
+      for (int i = 0; i < Tile::inputs(height); ++i) {
+        V v[inputs];
 #pragma GCC unroll 9
-    for (int i = 0; i < kIn; ++i) Tile::input(d + kIn * i, 1);
+        for (int j = 0; j < inputs; ++j) v[j] = read(i, j);
+        line.input(v);
 #pragma GCC unroll 9
-    for (int j = 0; j < kIn; ++j) Tile::input(d + j, kIn);
+        for (int j = 0; j < inputs; ++j) d[i * kIn + j] = v[j];
+      }
+    });
+    with_line<Tile>(height, [&](auto line, auto m) {
+      constexpr int inputs = Tile::inputs(m.value);
+      for (int j = 0; j < Tile::inputs(width); ++j) {
+        V v[inputs];
+#pragma GCC unroll 9
+        for (int i = 0; i < inputs; ++i) v[i] = d[i * kIn + j];
+        line.input(v);
+        const int place = Tile::place(width, j);
+#pragma GCC unroll 9
+        for (int i = 0; i < inputs; ++i) write(Tile::place(m.value, i) * kIn + place, v[i]);
+      }
+    });
   }
 
-  // The transformed inputs of a tile; zeros for one that only fills up the rows.
-  void gather(int64_t tile, bool exists, const Value* zeros, Value* to) const {
+  // The transformed inputs of a tile.
+  void gather(int64_t tile, const Value* zeros, Value* to) const {
     const int64_t channels = call.channels;
     const Value* maps = static_cast<const Value*>(call.x);
-    const Place at = place(exists ? tile : 0);
+    const Place at = place(tile);
     const Value* from[kPlanes];
-    for (int i = 0; i < kPlanes; ++i) {
-      const int64_t y = at.y * kStride + i / kIn - call.above;
-      const int64_t x = at.x * kStride + i % kIn - call.before;
-      const bool inside = exists && y >= 0 && y < call.in_h && x >= 0 && x < call.in_w;
-      from[i] = inside ? maps + ((at.image * call.in_h + y) * call.in_w + x) * channels : zeros;
-    }
+    for (int i = 0; i < Tile::inputs(at.height); ++i)
+      for (int j = 0; j < Tile::inputs(at.width); ++j) {
+        const int64_t y = at.y * kStride + i - call.above, x = at.x * kStride + j - call.before;
+        const bool inside = y >= 0 && y < call.in_h && x >= 0 && x < call.in_w;
+        from[i * kIn + j] =
+            inside ? maps + ((at.image * call.in_h + y) * call.in_w + x) * channels : zeros;
+      }
     int64_t c = 0;
-    for (; c + kLanes <= channels; c += kLanes) {
-      Vec d[kPlanes];
-#pragma GCC unroll 81
-      for (int i = 0; i < kPlanes; ++i) d[i] = Type::read(from[i] + c);
-      transform(d);
-#pragma GCC unroll 81
-      for (int i = 0; i < kPlanes; ++i) Type::write(to + i * plane + c, d[i]);
-    }
-    for (; c < padded; ++c) {
-      float d[kPlanes];
-      for (int i = 0; i < kPlanes; ++i) d[i] = c < channels ? load(from[i] + c) : 0;
-      transform(d);
-      for (int i = 0; i < kPlanes; ++i) store(to + i * plane + c, d[i]);
-    }
+    for (; c + kLanes <= channels; c += kLanes)
+      transform<Vec>(
+          at.height, at.width, [&](int i, int j) { return Type::read(from[i * kIn + j] + c); },
+          [&](int place, Vec value) { Type::write(to + place * plane + c, value); });
+    for (; c < padded; ++c)
+      transform<float>(
+          at.height, at.width,
+          [&](int i, int j) { return c < channels ? load(from[i * kIn + j] + c) : 0.0f; },
+          [&](int place, float value) { store(to + place * plane + c, value); });
   }
 
   // Products of up to kAtOnce channels from `first` on, added to those of the channels before: rows
@@ -329,27 +489,33 @@ class Winograd {
       for (int j = 0; j < vectors; ++j) put(to + r * kPanel + j * kLanes, sum[r][j]);
   }
 
-  // A tile's outputs k … k + width - 1; a tile at the border has fewer than the others.
+  // A tile's outputs k … k + width - 1.
   void scatter(int64_t tile, int64_t k, int64_t width, const float* products) const {
     const Place at = place(tile);
     for (int64_t from = 0; from < width; from += kLanes) {
-      Vec half[kOut * kIn], y[kOut * kOut];
+      alignas(kLine) Vec half[kOut * kIn];
+      with_line<Tile>(at.height, [&](auto line, auto m) {
+        constexpr int inputs = Tile::inputs(m.value);
+        for (int j = 0; j < Tile::inputs(at.width); ++j) {
+          const float* read = products + Tile::place(at.width, j) * result + from;
+          alignas(kLine) Vec v[inputs], y[m.value];
 #pragma GCC unroll 9
-      for (int j = 0; j < kIn; ++j) {
-        Vec m[kIn];
-#pragma GCC unroll 9
-        for (int i = 0; i < kIn; ++i) m[i] = vec(products + (i * kIn + j) * result + from);
-        Tile::output(m, 1, half + j, kIn);
-      }
+          for (int i = 0; i < inputs; ++i) v[i] = vec(read + Tile::place(m.value, i) * kIn * result);
+          line.output(v, y);
 #pragma GCC unroll 4
-      for (int i = 0; i < kOut; ++i) Tile::output(half + kIn * i, 1, y + kOut * i, 1);
-#pragma GCC unroll 16
-      for (int i = 0; i < kOut * kOut; ++i) {
-        const int64_t row = at.y + i / kOut, col = at.x + i % kOut;
-        if (row >= call.out_h || col >= call.out_w) continue;
-        const int64_t pixel = (at.image * call.out_h + row) * call.out_w + col;
-        finish(y[i], pixel * call.outputs + k + from, k + from, width - from);
-      }
+          for (int i = 0; i < m.value; ++i) half[i * kIn + j] = y[i];
+        }
+      });
+      with_line<Tile>(at.width, [&](auto line, auto m) {
+        for (int i = 0; i < at.height; ++i) {
+          alignas(kLine) Vec y[m.value];
+          line.output(half + i * kIn, y);
+          const int64_t pixel = (at.image * call.out_h + at.y + i) * call.out_w + at.x;
+#pragma GCC unroll 4
+          for (int j = 0; j < m.value; ++j)
+            finish(y[j], (pixel + j) * call.outputs + k + from, k + from, width - from);
+        }
+      });
     }
   }
 

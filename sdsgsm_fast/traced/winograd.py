@@ -1,7 +1,8 @@
 """3×3 convolutions by Winograd's products.
 
 F(2×2, 3×3) takes 16 where a convolution takes 36, F(4×4, 3×3) takes 36 where it takes 144. With
-stride 2 a tile of 4×4 outputs takes 81: its even inputs and its odd ones go apart.
+stride 2 a tile of 4×4 outputs takes 81: its even inputs and its odd ones go apart. Tiles at the end
+of a map are as small as what is left, by some of the same points and with the same weights.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ WORTH = {1: 0.75, 2: 0.65}  # most products, as a share of a direct convolution'
 
 
 def points(tile: int, stride: int = 1) -> int:
-    """Products of a tile along a line."""
+    """Products of so many outputs along a line."""
     return tile + 2 if stride == 1 else 2 * tile + 1
 
 
@@ -52,12 +53,19 @@ def pack(weight: Tensor, tile: int, dtype: torch.dtype = torch.float32, stride: 
 
 
 def products(tile: int, height: int, width: int, stride: int = 1) -> int:
-    """Products a channel and output that maps of a size take."""
-    return int(points(tile, stride) ** 2 * -(-height // tile) * -(-width // tile))
+    """Products a channel and output that maps of a size take; tiles at the end may be smaller."""
+
+    def along(size: int) -> int:
+        rest = size % tile
+        return size // tile * points(tile, stride) + (points(rest, stride) if rest else 0)
+
+    return along(height) * along(width)
 
 
 def tile_for(height: int, width: int, stride: int = 1) -> int | None:
     """Tile that covers outputs of a size with the fewest products; None if none is worth it."""
+    if min(height, width) == 1:  # a direct convolution leaves out what lies beyond the border
+        return None
     best = min(TILES[stride], key=lambda tile: products(tile, height, width, stride))
     worth = WORTH[stride] * 9 * height * width
     return best if products(best, height, width, stride) <= worth else None
