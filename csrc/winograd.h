@@ -1,5 +1,6 @@
 // A 3×3 convolution by Winograd's products, with all that follows it in one pass: with stride 1 by
-// F(2×2, 3×3) or F(4×4, 3×3), with stride 2 by tiles of 4×4 outputs from 9×9 inputs.
+// F(2×2, 3×3) or F(4×4, 3×3), with stride 2 by tiles of 4×4 outputs from 9×9 inputs; at the end of a
+// map by tiles of what is left.
 #pragma once
 #include "common.h"
 
