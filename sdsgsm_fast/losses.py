@@ -62,13 +62,13 @@ def score(name: str, logits: Tensor, classes: Tensor) -> Tensor:
 def evidence(name: str, logits: Tensor, classes: Tensor) -> Tensor:
     """What φ grows with and errors of the logits go into alike, whatever φ is, (B,).
 
-    That is φ itself, but for probabilities the log-odds, within ±1e4: close to 1 they hardly move.
+    That is φ itself, but for probabilities, which hardly move near 1, the log-odds; within ±1e15.
     """
     if name not in ("prob", "log_prob"):
         return score(name, logits, classes)
     z = exact(logits)
     others = z.scatter(1, classes[:, None], -torch.inf)
-    return (_at(z, classes) - others.logsumexp(1)).clamp(-1e4, 1e4)
+    return (_at(z, classes) - others.logsumexp(1)).clamp(-1e15, 1e15)
 
 
 def score_of(name: str, evidence: Tensor) -> Tensor:

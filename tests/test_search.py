@@ -61,6 +61,54 @@ def test_the_search_ends_in_the_float32_domain(rule: str, settings: dict[str, An
     assert torch.all((spent >= 0) & (spent <= 3)), "clean maps in two precisions"
 
 
+class Scaled(nn.Module):
+    """The first classes of a network, times a factor, the first of them preferred."""
+
+    def __init__(self, classes: int = 5, factor: float = 1.0, bias: float = 0.0) -> None:
+        super().__init__()
+        self.net, self.classes, self.factor = zoo.residual(), classes, factor
+        self.register_buffer("bias", torch.zeros(classes))
+        self.bias[0] = bias
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net(x)[:, : self.classes] * self.factor + self.bias
+
+
+def hard(kind: str, seed: int) -> tuple[nn.Module, Tensor]:
+    """Models and images that mislead a search."""
+    torch.manual_seed(seed)
+    images = torch.rand(8, 3, 32, 32)
+    if kind == "noise":  # nearly all that bfloat16 sees is its own
+        return Scaled(2, 3.0).eval(), images
+    if kind == "black":  # many windows change nothing, all alike
+        images[:, :, :, 20:] = 0
+    if kind == "sure":  # probabilities to which float32 itself gives few steps
+        images = torch.nn.functional.interpolate(images[..., :8, :8], (32, 32), mode="bicubic")
+        return Scaled(bias=20.0).eval(), images.clamp(0, 1)
+    return Scaled(factor=1e4 if kind == "large" else 1.0).eval(), images
+
+
+@pytest.mark.usefixtures("bfloat16_pays")
+@pytest.mark.parametrize("kind", ["noise", "black", "sure", "large"])
+@pytest.mark.parametrize("score", ["prob", "log_prob", "logit"])
+@pytest.mark.parametrize("rule", ["top", "threshold"])
+def test_hard_cases_end_in_the_float32_domain_too(kind: str, score: str, rule: str) -> None:
+    off = []
+    for seed, coverage in enumerate((0.25, 0.3, 0.4, 0.5)):
+        model, images = hard(kind, seed)
+        labels = (-model(images)).argmax(1) if kind == "large" else predicted(model, images)
+        domain = Occlusion(patch=4, score=score, rule=rule, coverage=coverage)
+        found, strict = (
+            SDSGSM(model, steps=1, domain=domain, precision=precision).run(images, labels)
+            for precision in ("auto", "float32")
+        )
+        off.append((found.domain != strict.domain).double().mean())
+        size = strict.scores.flatten(1).abs().amax(1)
+        near = (found.scores - strict.scores).flatten(1).abs().amax(1) <= 0.2 * size + 1e-2
+        assert kind == "noise" or torch.all(near), "what was not scored again is no stranger"
+    assert float(torch.stack(off).mean()) <= 0.001
+
+
 @pytest.mark.usefixtures("bfloat16_pays")
 @pytest.mark.parametrize("pays", [True, False])
 def test_the_first_images_tell_whether_a_search_pays(

@@ -24,6 +24,7 @@ Needed = Callable[[Tensor, Tensor], Tensor]
 SAMPLE = 0.1  # share of the windows that is re-scored to learn how far bfloat16 is off
 LEAST_SAMPLE = 8
 BISECTIONS = 9
+NOISE = 0.1  # of what bfloat16 says apart, up to which it may be off
 SPREADS = 5.0  # standard deviations that bfloat16 is trusted to stay within
 ROUNDING = 4.0  # units that float32 itself may be off by
 ENOUGH = 0.6  # share of the windows from which on all of them are re-scored
@@ -185,19 +186,28 @@ class Scorer:
         rough = exact.clone()
         before = losses.score(self.score, self.clean, self.classes)[rows, None]
         done = torch.zeros_like(rough, dtype=torch.bool)
-        # Windows are learned from where it matters: nearest to the question, whatever the doubt.
-        wanted = self._sample(scores, needed)
+        telling = _distinct(rough)
+        near = self._sample(scores, telling, needed)
+        # Where noise is what brought them near the question, they are all wrong alike. The window
+        # furthest from them shows it.
+        centre = _moments(rough, near)[0]
+        apart = torch.where(telling, (rough - centre).abs(), -1.0)
+        furthest = apart.argmax(1, keepdim=True)
+        wanted = near.scatter(1, furthest, True)
+        learned = telling.scatter(1, furthest, near.gather(1, furthest))
         while bool(wanted.any()):
             pairs = wanted.flatten().nonzero().flatten() + rows.start * len(self.windows)
             self.score_pairs(pairs, self.clean, board, reduced=False, again=True)
             done |= wanted
-            bias, spread = _moments(torch.where(done, rough - exact, 0.0), done)
+            bias, spread = _moments(rough - exact, done & learned)
+            off = (rough - exact - bias).gather(1, furthest).abs()
             after, doubt = self._likely(rough - bias, SPREADS * spread)
             scores.copy_(torch.where(done, scores, before - after))
-            doubt += ROUNDING * torch.finfo(doubt.dtype).eps * (before.abs() + after.abs())
+            doubt += ROUNDING * torch.finfo(doubt.dtype).eps * (1 + before.abs() + after.abs())
             wanted = needed(scores, torch.where(done, 0.0, doubt)) & ~done
             many = (done | wanted).double().mean(1, keepdim=True) > ENOUGH
-            wanted |= wanted.any(1, keepdim=True) & many & ~done
+            whole = (wanted.any(1, keepdim=True) & many) | (off > NOISE * apart.gather(1, furthest))
+            wanted |= whole & ~done
         return done.sum(1)
 
     def _likely(self, evidence: Tensor, off: Tensor) -> tuple[Tensor, Tensor]:
@@ -272,10 +282,10 @@ class Scorer:
         The first time a zeroed-out copy is compared, after that the clean images are.
         """
         strict = self._replay(prepared, reduced=False)
-        if not (prepared.agreed and strict.gives(self.clean)):
-            prepared.agreed = strict.agrees()
-        if not prepared.agreed:
+        if not (strict.gives(self.clean) if prepared.agreed else strict.agrees()):
+            PREPARED.drop()
             raise TraceError("the replayed logits are not the model's")
+        prepared.agreed = True
         return strict
 
     def _replay(self, prepared: Prepared, *, reduced: bool) -> Replay:
@@ -284,26 +294,41 @@ class Scorer:
             method=self.method, backend=self.backend, max_memory=self.max_memory,
         )  # fmt: skip
 
-    def _sample(self, scores: Tensor, needed: Needed) -> Tensor:
-        """A tenth of each image's windows, the first that are needed as doubt grows."""
+    def _sample(self, scores: Tensor, telling: Tensor, needed: Needed) -> Tensor:
+        """Windows to learn from: a tenth of each image's, of those that tell something.
+
+        They are the nearest to the question: the first that are needed as doubt grows. All windows
+        where too few tell anything.
+        """
         size = scores.shape[1]
         least = min(size, max(LEAST_SAMPLE, round(SAMPLE * size)))
+        wanted = torch.ones_like(telling)
         range_ = (scores.amax(1, keepdim=True) - scores.amin(1, keepdim=True)).clamp(min=1e-30)
-        wanted = torch.arange(size, device=scores.device).expand_as(scores) < least
         # The least doubt, as a power of two of the range, for which enough are needed.
         low, high = torch.full_like(range_, -16.0), torch.zeros_like(range_)
         for _ in range(BISECTIONS):
             middle = (low + high) / 2
-            found = needed(scores, (range_ * middle.exp2()).expand_as(scores))
+            found = needed(scores, (range_ * middle.exp2()).expand_as(scores)) & telling
             enough = found.sum(1, keepdim=True) >= least
             wanted = torch.where(enough, found, wanted)
             low, high = torch.where(enough, low, middle), torch.where(enough, middle, high)
         return wanted
 
 
-def _moments(off: Tensor, done: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation of what is known of the deviations, (B, 1) each."""
-    count = done.sum(1, keepdim=True).clamp(min=1)
-    bias = off.sum(1, keepdim=True) / count
-    square = torch.where(done, (off - bias).square(), 0.0).sum(1, keepdim=True)
+def _distinct(values: Tensor) -> Tensor:
+    """One of each image's windows for each value, (B, windows) bool.
+
+    Windows of the fill's own colour change nothing and are all alike: they tell as much as one.
+    """
+    ordered = values.sort(1)
+    fresh = torch.ones_like(values, dtype=torch.bool)
+    fresh[:, 1:] = ordered.values[:, 1:] != ordered.values[:, :-1]
+    return torch.zeros_like(fresh).scatter(1, ordered.indices, fresh)
+
+
+def _moments(off: Tensor, known: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation of the deviations that are known, (B, 1) each."""
+    count = known.sum(1, keepdim=True).clamp(min=1)
+    bias = torch.where(known, off, 0.0).sum(1, keepdim=True) / count
+    square = torch.where(known, (off - bias).square(), 0.0).sum(1, keepdim=True)
     return bias, (square / (count - 1).clamp(min=1)).sqrt()

@@ -64,6 +64,10 @@ class Kept(Generic[T]):
         self._held = _Held(reference, settings, own, made)
         return made
 
+    def drop(self) -> None:
+        """Hold nothing."""
+        self._held = None
+
     def _gone(self, reference: Any) -> None:
         if self._held is not None and self._held.owner is reference:
             self._held = None
@@ -101,7 +105,7 @@ def same_graph(a: Graph, b: Graph) -> bool:
 
 
 def _same(a: Any, b: Any) -> bool:
-    """Whether two arguments are the same; a NaN is never, which only costs time."""
+    """Whether two arguments are the same."""
     if type(a) is not type(b) and not (isinstance(a, Tensor) and isinstance(b, Tensor)):
         return False
     if isinstance(a, Tensor):
@@ -112,6 +116,8 @@ def _same(a: Any, b: Any) -> bool:
         return list(a) == list(b) and _same(list(a.values()), list(b.values()))
     if isinstance(a, (list, tuple)):
         return len(a) == len(b) and all(map(_same, a, b))
+    if isinstance(a, float):
+        return bool(a.hex() == b.hex())  # −0 is another number than 0
     return bool(a is b or a == b)
 
 
