@@ -513,6 +513,32 @@ def test_every_form_of_a_convolution_is_conv2d(
                 assert torch.allclose(layer(given, other), F.relu(plain + other), atol=1e-4)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("stride", [(1, 1), (2, 2), (1, 3)])
+@pytest.mark.parametrize("relu", [False, True])
+def test_pixels_are_products(
+    dtype: torch.dtype, stride: tuple[int, int], relu: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weight, bias = (torch.randn(33, 20, 1, 1) / 5).to(dtype), torch.randn(33).to(dtype)
+    convolution = Convolution(weight, bias, stride, (0, 0), (1, 1), 1, relu=relu)
+    x = torch.randn(3, 20, 7, 8).to(dtype)
+    plain = F.conv2d(x.double(), weight.double(), bias.double(), stride)
+    other = torch.randn(plain.shape).to(dtype)
+    layer, near = Layer(convolution, "auto"), 1e-5 if dtype == torch.float32 else 0.05
+    assert layer.form(7, 8) == "linear"
+    assert layer.scratch(4, 4) == (0 if stride == (1, 1) else 20 * 16)
+    for there in (True, False):  # oneDNN's convolutions, which take in a sum
+        monkeypatch.setattr(layers, "onednn_runs", lambda _, there=there: there)
+        for given in (x, x.contiguous(memory_format=torch.channels_last), x[:1]):
+            for added in (None, other[: len(given)]):
+                expected = plain[: len(given)] if added is None else plain[: len(given)] + added
+                found = layer(given, added)
+                if added is None:
+                    assert found.is_contiguous(memory_format=torch.channels_last)
+                expected = expected.relu() if relu else expected
+                assert float((found - expected).abs().max()) < near
+
+
 def test_which_form_is_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
     def layer(outputs: int, inputs: int, kernel: int = 3, stride: int = 1, **rest: Any) -> Layer:
         options: dict[str, Any] = {"dilation": (1, 1), "groups": 1, "backend": "auto"} | rest

@@ -34,6 +34,9 @@ CONVOLUTIONS: dict[str, dict[str, Any]] = {
     "stride": {"stride": (2, 1), "padding": (1, 0)},
     "dilation": {"dilation": (2, 1), "padding": (2, 2)},
     "groups": {"groups": 4},
+    "pixels": {"kernel": 1},
+    "every other pixel": {"kernel": 1, "stride": (2, 3)},
+    "pixels and a border": {"kernel": 1, "padding": (1, 0)},
 }  # fmt: skip
 
 
@@ -45,7 +48,8 @@ def test_gradients_of_a_layer(
 ) -> None:
     options = {"stride": (1, 1), "padding": (0, 0), "dilation": (1, 1), "groups": 1}
     options |= CONVOLUTIONS[name]
-    weight = torch.randn(36, 40 // options["groups"], 3, 3, dtype=dtype) / 15
+    kernel: Any = options.pop("kernel", 3)
+    weight = torch.randn(36, 40 // options["groups"], kernel, kernel, dtype=dtype) / 15
     bias = torch.randn(36, dtype=dtype)
     x = torch.randn(3, 40, 9, 7, dtype=dtype, requires_grad=True)
     plain = F.conv2d(x, weight, bias, **options)
@@ -55,6 +59,7 @@ def test_gradients_of_a_layer(
     own = torch.autograd.grad(expected, (x, other), up)
     layer = Layer(Convolution(weight, bias, *options.values(), relu=relu), "auto")
     assert layer.winograd == (name[:8] in ("winograd", "more bor") and dtype == torch.float32)
+    assert (layer.linear is not None) == (name[-6:] in ("pixels", " pixel") and runs(weight[0, 0]))
     found = layer(x, other)
     assert torch.allclose(found, expected, atol=1e-5)
     for a, b in zip(torch.autograd.grad(found, (x, other), up), own, strict=True):

@@ -12,7 +12,7 @@ from .. import checks, losses
 from ..classifier import Classifier
 from ..progress import Progress
 from ..traced.kept import Kept
-from ..traced.layer import onednn_enabled
+from ..traced.onednn import onednn_enabled
 from ..traced.trace import TraceError, trace
 from ..windows import Windows
 from .dense import Passes

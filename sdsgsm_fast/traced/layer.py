@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from copy import copy
 from functools import cache
 from typing import Any
@@ -14,8 +14,10 @@ from torch.autograd.function import once_differentiable
 
 from ..backends import choose, native
 from ..precision import has_amx
-from . import winograd
+from . import linear, winograd
 from .convolution import Convolution, Ints
+from .linear import RELU, Activation, Linear
+from .onednn import onednn_enabled
 
 LAYOUT = torch.channels_last
 LEAST_CHANNELS = 32  # of a convolution by Winograd's products
@@ -36,6 +38,7 @@ class Layer:
     def __init__(self, convolution: Convolution, backend: str) -> None:
         self.convolution = convolution
         self.winograd = takes_winograd(convolution, backend)
+        self.linear = linear_of(convolution)
         self._weights: dict[Any, Tensor] = {}
 
     def on_tiles(self) -> Layer:
@@ -45,17 +48,24 @@ class Layer:
         return twin
 
     def form(self, height: int, width: int) -> str:
-        """How outputs of a size are computed: "winograd", "product", "fused" or "plain"."""
+        """How outputs of a size are computed.
+
+        By "winograd", "linear" (a product for each pixel), "product" (one of what the kernel
+        reads), "fused" or "plain" (oneDNN's or PyTorch's convolution).
+        """
         if self.winograd and winograd.tile_for(height, width, self.convolution.stride[0]):
             return "winograd"
+        if self.linear is not None:
+            return "linear"
         if not onednn_runs(self.convolution.weight):
             return "plain"
         return "product" if is_product(self.convolution, height * width) else "fused"
 
     def scratch(self, height: int, width: int) -> int:
         """Values an image that are held besides inputs and outputs, for outputs of a size."""
-        product = self.form(height, width) == "product"
-        return self.convolution.inner * height * width if product else 0
+        form, strided = self.form(height, width), self.convolution.stride != (1, 1)
+        copied = form == "product" or (form == "linear" and strided)
+        return self.convolution.inner * height * width if copied else 0
 
     def __call__(self, x: Tensor, other: Tensor | None = None) -> Tensor:
         """relu(convolution(x) + bias + other), channels_last; differentiable for x and other."""
@@ -75,6 +85,10 @@ class Layer:
             weight = self._transformed("winograd", lambda: c.weight, size)
             bias = None if c.bias is None else c.bias.float()
             return winograd.convolve(x, weight, len(c.weight), bias, other, c.padding, c.relu)
+        if self.linear is not None and other is None:
+            return pixels(self.linear.forward(read(x, c.stride), self.linear.activation), x, size)
+        if form == "linear":  # a product does not take in a sum
+            form = "fused" if onednn_runs(c.weight) else "plain"
         if form == "fused":
             return self._fused(x, other)
         if form == "product":
@@ -97,12 +111,27 @@ class Layer:
             padding = (2 - c.padding[0], 2 - c.padding[1])
             return winograd.convolve(grad, weight, x.shape[1], None, None, padding, False)
         if not grad.is_cpu or c.inner < WORTH_COPYING:  # elsewhere a look is a wait
-            return _input_gradient(grad, x, c)
+            return self._input_gradient(grad, x)
         wanted = _not_zero(grad)
         if len(wanted) == len(grad):
-            return _input_gradient(grad, x, c)
+            return self._input_gradient(grad, x)
         found = torch.zeros_like(x)
-        found[wanted] = _input_gradient(grad[wanted], x[: len(wanted)], c)
+        found[wanted] = self._input_gradient(grad[wanted], x[: len(wanted)])
+        return found
+
+    def _input_gradient(self, grad: Tensor, x: Tensor) -> Tensor:
+        c = self.convolution
+        if self.linear is None:
+            found: Tensor = torch.ops.aten.convolution_backward(
+                grad, x, c.weight, None, c.stride, c.padding, c.dilation, False, (0, 0), c.groups,
+                (True, False, False),
+            )[0]  # fmt: skip
+            return found
+        product = pixels(self.linear.backward(read(grad, (1, 1))), grad, grad.shape[2:])
+        if c.stride == (1, 1):
+            return product
+        found = torch.zeros_like(x)
+        found[:, :, :: c.stride[0], :: c.stride[1]] = product
         return found
 
     def _transformed(self, key: str, weight: Callable[[], Tensor], size: Ints) -> Tensor:
@@ -165,18 +194,34 @@ class _Differentiable(torch.autograd.Function):
         return ctx.layer.backward(grad, like) if wanted else None, grad if ctx.added else None, None
 
 
-def _input_gradient(grad: Tensor, x: Tensor, c: Convolution) -> Tensor:
-    """Of a convolution, by PyTorch."""
-    found: Tensor = torch.ops.aten.convolution_backward(
-        grad, x, c.weight, None, c.stride, c.padding, c.dilation, False, (0, 0), c.groups,
-        (True, False, False),
-    )[0]  # fmt: skip
-    return found
+def read(x: Tensor, stride: Ints) -> Tensor:
+    """Every stride-th pixel of maps (B, C, H, W) as a row: (pixels, C)."""
+    return x[:, :, :: stride[0], :: stride[1]].permute(0, 2, 3, 1).reshape(-1, x.shape[1])
+
+
+def pixels(rows: Tensor, like: Tensor, size: Sequence[int]) -> Tensor:
+    """Maps (B, K, *size), channels_last, of rows (pixels, K) for as many images as in `like`."""
+    return rows.view(len(like), *size, rows.shape[1]).permute(0, 3, 1, 2)
 
 
 def _not_zero(grad: Tensor) -> Tensor:
     """Images that have a gradient."""
     return grad.permute(0, 2, 3, 1).flatten(1).any(1).nonzero()[:, 0]
+
+
+def linear_of(convolution: Convolution) -> Linear | None:
+    """A 1×1 convolution as a product; None for any other, or where oneDNN does not compute it.
+
+    Measured on two cores of an AMD EPYC: with stride 2 1.1 to 1.7 times as fast as oneDNN's
+    convolution, with stride 1 level or up to 1.3 times as fast.
+    """
+    c, weight = convolution, convolution.weight
+    if tuple(weight.shape[2:]) != (1, 1) or tuple(c.padding) != (0, 0) or c.groups != 1:
+        return None
+    matrix = weight[:, :, 0, 0].t()
+    if not linear.runs(matrix):
+        return None
+    return Linear(matrix, c.bias, RELU if c.relu else Activation())
 
 
 def takes_winograd(convolution: Convolution, backend: str) -> bool:
@@ -212,12 +257,6 @@ def is_product(convolution: Convolution, pixels: int) -> bool:
     """
     one_group = convolution.groups == 1 and convolution.weight.dtype == torch.float32
     return one_group and pixels <= 25 and convolution.inner >= 1024
-
-
-def onednn_enabled() -> bool:
-    """Whether PyTorch has oneDNN and may use it."""
-    available = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
-    return bool(available and torch.backends.mkldnn.enabled)
 
 
 def onednn_runs(weight: Tensor) -> bool:

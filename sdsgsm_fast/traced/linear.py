@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from .layer import onednn_enabled
+from .onednn import onednn_enabled
 
 
 class Activation(NamedTuple):
