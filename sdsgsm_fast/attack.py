@@ -14,7 +14,7 @@ from typing import Any, TypedDict
 import torch
 from torch import Tensor
 
-from . import checks, losses, ops
+from . import checks, losses, memory, ops
 from .classifier import Classifier, Model
 from .domains import Clean, Domain, Gradient, Measured, Occlusion, measure
 from .loop import Batch, Flags, Ints, Loop, kind_of, look
@@ -281,7 +281,8 @@ class Attack:
         Raises
         ------
         ValueError, TypeError
-            As `run`; also for a setting that is a tensor, since it belongs to one batch.
+            As `run`; also for a setting that is a tensor, since it belongs to one batch, and for
+            a device that is not there.
 
         Notes
         -----
@@ -290,6 +291,8 @@ class Attack:
         for name in ("eps", "alpha", "background", "domain"):
             if isinstance(getattr(self, name), Tensor):
                 raise ValueError(f"{name}: a stream takes one setting for all images, not a tensor")
+        if device is not None:
+            checks.usable("device", device)
         return self._stream(iter(batches), device)
 
     def _stream(
@@ -331,7 +334,12 @@ class Attack:
     def _working(self) -> Iterator[None]:
         """Hold the model; without gradient but where one is asked for."""
         # An inference tensor cannot take part in a graph; a copy of it can.
-        with torch.inference_mode(False), torch.no_grad(), self.classifier.frozen():
+        with (
+            memory.held(),
+            torch.inference_mode(False),
+            torch.no_grad(),
+            self.classifier.frozen(),
+        ):
             yield
 
     def _report(self, done: int, total: int) -> None:

@@ -181,6 +181,15 @@ def classes_in_range(name: str, labels: Tensor, classes: int) -> None:
         )
 
 
+def usable(name: str, device: torch.device | str) -> None:
+    """Require a device that is there."""
+    try:
+        torch.empty(1, device=device).fill_(0)
+    except Exception as error:  # of several kinds, by what is missing
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ValueError(f"{name}: cannot use {device!r} here: {reason}") from error
+
+
 def same_device(name: str, tensor: Tensor, images: Tensor) -> None:
     """Require the images' device."""
     if tensor.device != images.device:

@@ -393,3 +393,10 @@ def test_a_loader_that_changes_the_model_is_noticed(last: str) -> None:
     result = next(r for r in attack.stream(batches()) if len(r.index) == 16)
     fooled = predicted(net, result.adv) != labels
     assert torch.equal(result.success | result.skipped, fooled | result.skipped)
+
+
+@pytest.mark.parametrize("device", ["cuda:99", "nowhere", "meta:x"])
+def test_a_device_that_is_not_there_is_refused_at_once(device: str) -> None:
+    with pytest.raises(ValueError, match="device: cannot use '" + device):
+        SDSGSM(convnet()).stream([], device=device)
+    assert list(SDSGSM(convnet()).stream([], device="cpu")) == []

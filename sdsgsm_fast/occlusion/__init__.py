@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .. import checks, losses, ops
+from .. import checks, losses, memory, ops
 from ..classifier import Classifier, Model
 from ..precision import bfloat16_gain
 from ..progress import Progress, reporter
@@ -15,11 +15,11 @@ from .midpoint import midpoint_scores
 from .scoring import PROBE, Needed, Scored, Scorer
 
 # A search in bfloat16 that float32 goes over again pays for any model where products gain at least
-# SURE_GAIN. Where they gain less it may for models of many operations: with twofold products it
-# takes 1.2 times float32's time on PhotoNet, of 4e7, and on a ResNet-18, of 5e8, it depends on how
-# many windows are scored again, which PROBE of many images tell.
+# SURE_GAIN. Where they gain less it may for models of many operations, which depends on how many
+# windows are scored again, and PROBE of many images tell: with twofold products it takes 0.5 of
+# float32's time on a ResNet-18, of 5e8, and 0.95 on PhotoNet, of 4e7.
 SURE_GAIN = 4.0
-LEAST_WORK = 1e8
+LEAST_WORK = 3e7
 LEAST_PROBES = 2
 
 METHODS = ("auto", "dense", "incremental", "midpoint")
@@ -153,7 +153,7 @@ def occlusion_scores(
     if not len(images):
         return images.new_empty((0, windows.rows, windows.cols))
     # An inference tensor cannot take part in a graph, which midpoint needs; a copy of it can.
-    with torch.inference_mode(False), torch.no_grad(), classifier.frozen():
+    with memory.held(), torch.inference_mode(False), torch.no_grad(), classifier.frozen():
         images = images.clone() if images.is_inference() else images.detach()
         size = chunk_size(classifier, images, max_memory)
         clean = torch.cat([classifier.logits(part) for part in torch.split(images, size)])
