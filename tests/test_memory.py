@@ -80,9 +80,9 @@ def faults():
 
 faults()
 with memory.held():
-    faults()
-    print(max(faults() for _ in range(5)))
-print(max(faults() for _ in range(5)))
+    warm = [faults() for _ in range(3)]  # the heap grows until all blocks have found a place
+    print(sum(faults() for _ in range(5)))
+print(sum(faults() for _ in range(5)))
 """
 
 
@@ -92,7 +92,7 @@ def test_pages_are_touched_once() -> None:
     done = subprocess.run(run, capture_output=True, text=True, check=True, env=clean)
     held, free = map(int, done.stdout.split())
     if platform.libc_ver()[0] == "glibc":
-        assert held < 1000
-        assert free > 20 * max(held, 100), "and given back afterwards"
+        assert free > 10_000, "they are given back afterwards"
+        assert held < free / 10
     else:
         assert memory._mallopt() is None
