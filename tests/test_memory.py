@@ -82,7 +82,6 @@ faults()
 with memory.held():
     warm = [faults() for _ in range(3)]  # the heap grows until all blocks have found a place
     print(sum(faults() for _ in range(5)))
-print(sum(faults() for _ in range(5)))
 """
 
 
@@ -90,9 +89,7 @@ def test_pages_are_touched_once() -> None:
     clean = {k: v for k, v in os.environ.items() if k not in memory.SETTINGS}
     run = [sys.executable, "-c", textwrap.dedent(FAULTS)]
     done = subprocess.run(run, capture_output=True, text=True, check=True, env=clean)
-    held, free = map(int, done.stdout.split())
-    if platform.libc_ver()[0] == "glibc":
-        assert free > 10_000, "they are given back afterwards"
-        assert held < free / 10
+    if platform.libc_ver()[0] == "glibc":  # where they are not held 200,000, or by chance none
+        assert int(done.stdout) < 10_000
     else:
         assert memory._mallopt() is None
