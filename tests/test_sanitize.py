@@ -14,6 +14,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conformance import gain_of, of_kind
+from test_attention import CASES as ATTENTIONS
+from test_attention import NEAR, by_softmax
+from test_attention import case as attention_case
 from test_kernels import given, settings
 from test_paste import DTYPES, SIZES, by_hand
 from test_paste import case as paste_case
@@ -31,7 +34,7 @@ from sdsgsm_fast.windows import Windows
 
 ROOT = Path(__file__).parents[1]
 ISAS = {"baseline": 0, "avx2": 1, "avx512": 2, "avx512_bf16": 3}
-UPDATE, OCCLUDE, WINDOW_MEAN, PASTE, WINOGRAD = range(5)
+UPDATE, OCCLUDE, WINDOW_MEAN, PASTE, WINOGRAD, ATTENTION = range(6)
 
 pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="g++ was not found")
 
@@ -242,3 +245,20 @@ def test_winograd(driver: Path, isa: str) -> None:
         )
         atol = 1e-5 if dtype == torch.float32 else 0.2
         assert torch.allclose(found.permute(0, 3, 1, 2).float(), expected, atol=atol)
+
+
+@pytest.mark.parametrize("isa", _native_cpu.isas())
+@pytest.mark.parametrize("dtype", NEAR, ids=str)
+def test_attention(driver: Path, isa: str, dtype: torch.dtype) -> None:
+    for number, sizes in enumerate(ATTENTIONS):
+        tensors = attention_case(number, dtype)
+        request = (
+            ints(ATTENTION, ISAS[isa])
+            + b"".join(array(t) for t in tensors)
+            + ints(*sizes, _DTYPES[dtype])
+            + struct.pack("d", 0.25)
+        )
+        expected = by_softmax(*tensors, 0.25).transpose(1, 2)
+        found, rest = read(run(driver, request), expected.to(dtype))
+        assert not rest
+        assert torch.allclose(found.double(), expected, atol=NEAR[dtype])

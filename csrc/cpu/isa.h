@@ -1,10 +1,12 @@
 // Whether this compiler builds a file for another instruction set by a pragma. The standard headers
 // come here, ahead of that pragma: no function of theirs may be compiled for a machine at hand only.
 #pragma once
+#include <cfloat>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
 #include <new>
+#include <type_traits>
 
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
 #define SDSGSM_MULTI_ISA 1

@@ -12,11 +12,14 @@ namespace {
 #include "update.inl"
 #include "window_mean.inl"
 #include "paste.inl"
-constexpr int kLanes = 8, kRows = 6, kVecs = 2, kTiles = 48;  // winograd.inl: 12 of 16 registers
+constexpr int kLanes = 8, kRows = 6, kVecs = 2;  // vectors.inl: 12 of 16 registers
+#include "vectors.inl"
+#include "attention.inl"
+constexpr int kTiles = 48;  // winograd.inl
 #include "winograd.inl"
 }  // namespace
 
-extern const Kernels avx2{"avx2", update, occlude, window_mean, paste, winograd<Single>,
-                            winograd_pack<Single>};
+extern const Kernels avx2{"avx2", update, occlude, window_mean, paste, attention,
+                            winograd<Single>, winograd_pack<Single>};
 }  // namespace sdsgsm::cpu
 #endif

@@ -13,11 +13,14 @@ namespace {
 #include "update.inl"
 #include "window_mean.inl"
 #include "paste.inl"
-constexpr int kLanes = 16, kRows = 6, kVecs = 4, kTiles = 48;  // winograd.inl: 24 of 32 registers
+constexpr int kLanes = 16, kRows = 6, kVecs = 4;  // vectors.inl: 24 of 32 registers
+#include "vectors.inl"
+#include "attention.inl"
+constexpr int kTiles = 48;  // winograd.inl
 #include "winograd.inl"
 }  // namespace
 
-extern const Kernels avx512{"avx512", update, occlude, window_mean, paste, winograd<Single>,
-                            winograd_pack<Single>};
+extern const Kernels avx512{"avx512", update, occlude, window_mean, paste, attention,
+                            winograd<Single>, winograd_pack<Single>};
 }  // namespace sdsgsm::cpu
 #endif

@@ -4,21 +4,13 @@
 // with one panel of outputs. Where the weights are heavy the threads share a block: each transforms
 // some of its tiles, then each multiplies by panels of its own.
 //
-// The file that includes this one defines kLanes, the floats of a vector, and kRows and kVecs: the
-// sums of kRows tiles by kVecs vectors of outputs fit the registers. And kTiles, of a block, a
-// multiple of kRows.
+// The file that includes this one defines kTiles, those of a block, a multiple of kRows.
 
-constexpr int64_t kLine = 64;         // bytes between planes and rows: else they share cache sets
 constexpr int64_t kCached = 2000000;  // bytes of a block's transformed inputs
 constexpr int64_t kShared = 8000000;  // those of a shared block, whose weights come from beyond L2
 constexpr int64_t kSharedTiles = 96;
 constexpr int64_t kDepth = 32768;     // bytes of weights that are multiplied at once: they stay in L1
 constexpr int64_t kStreamed = 4 << 20;  // bytes of weights beyond which no core should read all
-
-typedef float Vec __attribute__((vector_size(4 * kLanes), aligned(4), may_alias));
-
-SDSGSM_HD Vec vec(const float* at) { return *reinterpret_cast<const Vec*>(at); }
-SDSGSM_HD void put(float* at, Vec value) { *reinterpret_cast<Vec*>(at) = value; }
 
 // Numbers of maps, transformed inputs and weights, and how they are multiplied: kPair channels of
 // kLanes outputs at once.

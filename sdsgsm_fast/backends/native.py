@@ -20,7 +20,7 @@ from ..numerics import Setting, compute_dtype
 from ..windows import Windows
 from .calls import NORMALIZE, Occlude, Paste, Update, on_device
 
-INTERFACE = 7  # of the compiled modules; raised whenever their functions change
+INTERFACE = 8  # of the compiled modules; raised whenever their functions change
 
 _DTYPES = {torch.float32: 0, torch.float64: 1, torch.float16: 2, torch.bfloat16: 3}
 
@@ -194,6 +194,20 @@ def paste(out: Tensor, p: Paste) -> None:
         *(p.clean.data_ptr(), _address(crops), out.data_ptr()),
         *(t.data_ptr() for t in (p.image, p.row, p.col, p.rows, p.cols)),
         *(sizes, crops is not None and len(crops) == 1, p.pad, _DTYPES[out.dtype], *_where(out)),
+    )
+
+
+def attention(out: Tensor, query: Tensor, key: Tensor, value: Tensor, scale: float) -> None:
+    """softmax(scale·q·kᵀ)·v on the CPU, all in float32 or all in bfloat16.
+
+    `query` (B, heads, N, E), `key` (B, heads, M, E) and `value` (B, heads, M, V) may have any
+    strides but for the last, which is 1; `out` is (B, N, heads, V), contiguous.
+    """
+    batch, heads, keys, width = value.shape
+    _module("cpu").attention(
+        *((x.data_ptr(), *x.stride()[:3]) for x in (query, key, value)),
+        *(out.data_ptr(), (batch, heads, query.shape[2], keys, query.shape[3], width)),
+        *(scale, _DTYPES[out.dtype], torch.get_num_threads()),
     )
 
 

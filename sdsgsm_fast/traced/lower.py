@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..precision import has_amx
 from . import linear, winograd
+from .attention import Attention
 from .convolution import Convolution
 from .layer import Layer
 from .leaves import mapped
@@ -268,6 +268,8 @@ class _Lowering:
         inputs = tuple(self.settled(value) for value in values)
         dtype = self.kind_of(k, node)
         call = RELAXED.get(node.op, node.op)
+        if node.name == FUSED_ATTENTION:
+            call = Attention(dtype or node.dtypes[0], self.backend)
 
         def converted(leaf: Any) -> Any:
             if isinstance(leaf, Repeated):
@@ -306,8 +308,6 @@ class _Lowering:
         if not self.reduced or node.name in LAYOUT:
             return None
         product = node.name in PRODUCTS and not self.makes_logits(k)
-        if node.name == FUSED_ATTENTION and self.device.type == "cpu" and not has_amx():
-            product = False  # PyTorch's takes 1.4 times as long in bfloat16 there
         return self.dtype if product else torch.float32
 
     def makes_logits(self, k: int) -> bool:
