@@ -354,8 +354,14 @@ class Winograd {
   // The inputs in rows from … to - 1 of a block.
   void gather_block(const Block& now, int64_t from, int64_t to, Value* inputs) const {
     const Value* zeros = inputs + kPlanes * plane;
-    for (int64_t t = from; t < to && t < now.count(); ++t)
-      gather(now.tiles[t], zeros, inputs + t * row);
+    if (to > now.count()) to = now.count();
+    const Value* read[2][kPlanes];  // of this tile and of the next one
+    if (from < to) locate(now.tiles[from], zeros, read[from % 2]);
+    for (int64_t t = from; t < to; ++t) {
+      const int64_t next = t + 1 < to ? t + 1 : t;
+      locate(now.tiles[next], zeros, read[(t + 1) % 2]);
+      gather(now.tiles[t], read[t % 2], read[(t + 1) % 2], inputs + t * row);
+    }
   }
 
   // A block's outputs in the panels from … to - 1. Rows that fill up the last kRows of a product
@@ -411,24 +417,31 @@ class Winograd {
     });
   }
 
-  // The transformed inputs of a tile.
-  void gather(int64_t tile, const Value* zeros, Value* to) const {
-    const int64_t channels = call.channels;
+  // Where the inputs of a tile are.
+  void locate(int64_t tile, const Value* zeros, const Value** from) const {
     const Value* maps = static_cast<const Value*>(call.x);
     const Place at = place(tile);
-    const Value* from[kPlanes];
-    for (int i = 0; i < Tile::inputs(at.height); ++i)
-      for (int j = 0; j < Tile::inputs(at.width); ++j) {
+    for (int i = 0; i < kIn; ++i)
+      for (int j = 0; j < kIn; ++j) {
         const int64_t y = at.y * kStride + i - call.above, x = at.x * kStride + j - call.before;
         const bool inside = y >= 0 && y < call.in_h && x >= 0 && x < call.in_w;
         from[i * kIn + j] =
-            inside ? maps + ((at.image * call.in_h + y) * call.in_w + x) * channels : zeros;
+            inside ? maps + ((at.image * call.in_h + y) * call.in_w + x) * call.channels : zeros;
       }
+  }
+
+  // The transformed inputs of a tile. Those of the next one are asked for.
+  void gather(int64_t tile, const Value* const* from, const Value* const* next, Value* to) const {
+    const int64_t channels = call.channels;
+    const Place at = place(tile);
     int64_t c = 0;
-    for (; c + kLanes <= channels; c += kLanes)
+    for (; c + kLanes <= channels; c += kLanes) {
+      if (c % kApart == 0)
+        for (int i = 0; i < kPlanes; ++i) __builtin_prefetch(next[i] + c);
       transform<Vec>(
           at.height, at.width, [&](int i, int j) { return Type::read(from[i * kIn + j] + c); },
           [&](int place, Vec value) { Type::write(to + place * plane + c, value); });
+    }
     for (; c < padded; ++c)
       transform<float>(
           at.height, at.width,
