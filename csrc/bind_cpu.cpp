@@ -51,6 +51,28 @@ Tokens tokens_of(const Tokens4& t) {
   return {at<const void>(uintptr_t(t[0])), t[1], t[2], t[3]};
 }
 
+// One address; or seven, seven sizes, and whether there is one crop for all.
+using Maps = std::vector<int64_t>;
+
+const void* whole(const Maps& m) { return m.size() == 1 ? at<const void>(uintptr_t(m[0])) : nullptr; }
+
+PasteCall tiles_of(const Maps& m) {
+  PasteCall call{};
+  if (m.size() == 1) return call;
+  if (m.size() != 15) throw std::invalid_argument("maps: 1 or 15 numbers");
+  call.clean = at<const void>(uintptr_t(m[0]));
+  call.crops = at<const void>(uintptr_t(m[1]));
+  const int32_t** const indices[] = {&call.image, &call.row, &call.col};
+  for (int i = 0; i < 3; ++i) *indices[i] = at<const int32_t>(uintptr_t(m[2 + i]));
+  call.rows = at<const Along>(uintptr_t(m[5]));
+  call.cols = at<const Along>(uintptr_t(m[6]));
+  int64_t* const sizes[] = {&call.channels, &call.map_h, &call.map_w, &call.crop_h,
+                            &call.crop_w, &call.tile_h, &call.tile_w};
+  for (int i = 0; i < 7; ++i) *sizes[i] = m[7 + i];
+  call.one_crop = m[14] != 0;
+  return call;
+}
+
 void use_isa(const std::string& name) {
   for (const Kernels* kernels : runnable())
     if (name == kernels->isa) {
@@ -91,13 +113,16 @@ PYBIND11_MODULE(_native_cpu, m) {
     py::gil_scoped_release released;
     chosen->attention(call, threads);
   });
+  // Maps: an address, 0 for none; or tiles, as paste() takes them but for `out` and `pad`.
   // Sizes: batch, channels, outputs, in_h, in_w, out_h, out_w, rows above, columns before, points.
-  m.def("winograd", [](uintptr_t x, uintptr_t weight, uintptr_t bias, uintptr_t other,
+  m.def("winograd", [](const Maps& x, uintptr_t weight, uintptr_t bias, const Maps& other,
                        uintptr_t out, const std::array<int64_t, 10>& s, bool relu, int type,
                        int threads) {
-    const WinogradCall call{at<const void>(x), at<const void>(weight), at<const float>(bias),
-                            at<const void>(other), at(out), s[0], s[1], s[2], s[3], s[4],
-                            s[5], s[6], s[7], s[8], s[9], relu};
+    const PasteCall tiles = tiles_of(x), others = tiles_of(other);
+    const WinogradCall call{whole(x), at<const void>(weight), at<const float>(bias), whole(other),
+                            at(out), s[0], s[1], s[2], s[3], s[4], s[5], s[6], s[7], s[8], s[9],
+                            relu, x.size() > 1 ? &tiles : nullptr,
+                            other.size() > 1 ? &others : nullptr};
     const WinogradKernels kernels = winograd_for(DType(type));
     py::gil_scoped_release released;
     kernels.winograd(call, threads);

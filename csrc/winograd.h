@@ -3,6 +3,7 @@
 // map by tiles of what is left.
 #pragma once
 #include "common.h"
+#include "paste.h"
 
 namespace sdsgsm {
 
@@ -10,7 +11,9 @@ namespace sdsgsm {
 constexpr int64_t kPanel = 64;
 
 // relu(convolution(x) + bias + other). Maps and packed weights are float, or all are bfloat16 and
-// sums are float. Maps are channels_last: (N, H, W, C) in memory.
+// sums are float. Maps are channels_last: (N, H, W, C) in memory. Instead of `x` and `other` there may
+// be tiles, which are put together as they are read: `out` and `pad` of those calls say nothing,
+// zeros are beyond the border.
 struct WinogradCall {
   const void* x;        // (batch, in_h, in_w, channels)
   const void* weight;   // as winograd_pack() gives them
@@ -21,6 +24,8 @@ struct WinogradCall {
   int64_t above, before;  // rows and columns of zeros ahead of the input
   int64_t points;         // products a tile and line: 4 or 6, or 9 for stride 2
   bool relu;
+  const PasteCall* tiles;   // instead of `x`, or null
+  const PasteCall* others;  // instead of `other`, or null
 };
 
 // The transformed weights G·g·Gᵀ that such a call takes.

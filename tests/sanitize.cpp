@@ -116,26 +116,34 @@ void window_mean(const Kernels& kernels) {
   give(out.data(), out.size());
 }
 
-void paste(const Kernels& kernels) {
+// The arrays of tiles and the call that refers to them; its output is the caller's.
+struct Pasted {
   Array clean, crops, image, row, col, rows, cols;
   PasteCall call{};
-  for (int64_t* at : {&call.tiles, &call.channels, &call.map_h, &call.map_w, &call.crop_h,
-                      &call.crop_w, &call.tile_h, &call.tile_w})
-    *at = take<int64_t>();
-  call.one_crop = take<int64_t>() != 0;
-  call.type = DType(take<int64_t>());
+  Pasted() {
+    for (int64_t* at : {&call.tiles, &call.channels, &call.map_h, &call.map_w, &call.crop_h,
+                        &call.crop_w, &call.tile_h, &call.tile_w})
+      *at = take<int64_t>();
+    call.one_crop = take<int64_t>() != 0;
+    call.type = DType(take<int64_t>());
+    call.clean = clean.data();
+    call.crops = crops.data();
+    call.image = static_cast<int32_t*>(image.data());
+    call.row = static_cast<int32_t*>(row.data());
+    call.col = static_cast<int32_t*>(col.data());
+    call.rows = static_cast<Along*>(rows.data());
+    call.cols = static_cast<Along*>(cols.data());
+  }
+};
+
+void paste(const Kernels& kernels) {
+  Pasted tiles;
+  PasteCall& call = tiles.call;
   const int threads = int(take<int64_t>());
   call.pad = take<double>();
   const int64_t values = call.tiles * call.tile_h * call.tile_w * call.channels;
   std::vector<char> out(size_t(values * size_of(call.type)));
-  call.clean = clean.data();
-  call.crops = crops.data();
   call.out = out.data();
-  call.image = static_cast<int32_t*>(image.data());
-  call.row = static_cast<int32_t*>(row.data());
-  call.col = static_cast<int32_t*>(col.data());
-  call.rows = static_cast<Along*>(rows.data());
-  call.cols = static_cast<Along*>(cols.data());
   kernels.paste(call, threads);
   give(out.data(), out.size());
 }
@@ -153,7 +161,15 @@ void winograd(void (*run)(const WinogradCall&, int), int64_t width) {
   call.bias = static_cast<float*>(bias.data());
   call.other = other.data();
   call.out = out.data();
-  run(call, 2);
+  const bool in_tiles = take<int64_t>() != 0;  // twice: what is read, what is added
+  if (in_tiles) {
+    Pasted tiles, others;
+    call.tiles = &tiles.call;
+    call.others = &others.call;
+    run(call, 2);
+  } else {
+    run(call, 2);
+  }
   give(out.data(), out.size());
 }
 

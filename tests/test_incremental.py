@@ -285,9 +285,11 @@ def test_odd_models_get_their_own_scores(name: str, blank: bool) -> None:
     settings: dict[str, Any] = {"patch": 7, "stride": 5, "fill": FILL, "score": "logit"}
     expected = occlusion_scores(Looking(net), images, **settings)
     assert float(expected.abs().max()) > 1e-3
+    # The weights, and with them the logits, may be anything: they come as test modules are imported.
+    near = 1e-5 * max(1.0, float(net(images).abs().max()))
     for method in ("auto", "dense"):
         found = occlusion_scores(net, images, method=method, **settings)
-        assert float((found - expected).abs().max()) <= 1e-5, method
+        assert float((found - expected).abs().max()) <= near, method
 
 
 def test_an_operator_of_another_library_is_not_atens() -> None:

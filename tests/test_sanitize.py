@@ -193,23 +193,31 @@ def test_the_driver_reports_an_overflow(driver: Path) -> None:
     assert b"heap-buffer-overflow" in done.stderr
 
 
+def tiles_request(c: dict[str, Any], size: Any) -> bytes:
+    """The tiles of `test_paste.case`."""
+    channels, map_size, crop_size, tile_size = size
+    maps = (
+        None if c[k] is None else c[k].permute(0, 2, 3, 1).contiguous() for k in ("clean", "crops")
+    )
+    tables = (c[k] for k in ("image", "row", "col", "rows", "cols"))
+    one = c["crops"] is not None and len(c["crops"]) == 1 < len(c["image"])
+    return (
+        b"".join(array(value) for value in (*maps, *tables))
+        + ints(len(c["image"]), channels, *map_size, *crop_size, *tile_size)
+        + ints(one, _DTYPES[c["clean"].dtype])
+    )
+
+
 @pytest.mark.parametrize("isa", _native_cpu.isas())
 @pytest.mark.parametrize("crops", ["each", "one", "none"])
 def test_paste(driver: Path, isa: str, crops: str) -> None:
     for size in SIZES:
         for dtype in DTYPES:
             c = paste_case(size, dtype, crops=crops)
-            last = (
-                None if c[k] is None else c[k].permute(0, 2, 3, 1).contiguous()
-                for k in ("clean", "crops")
-            )  # fmt: skip
-            tables = (c[k] for k in ("image", "row", "col", "rows", "cols"))
-            channels, map_size, crop_size, tile_size = size
             request = (
                 ints(PASTE, ISAS[isa])
-                + b"".join(array(value) for value in (*last, *tables))
-                + ints(len(c["image"]), channels, *map_size, *crop_size, *tile_size)
-                + ints(crops == "one", _DTYPES[dtype], 2)
+                + tiles_request(c, size)
+                + ints(2)
                 + struct.pack("d", -math.inf)
             )
             expected = by_hand(c, -math.inf).permute(0, 2, 3, 1).contiguous()
@@ -235,7 +243,7 @@ def test_winograd(driver: Path, isa: str) -> None:
         request = (
             ints(WINOGRAD, ISAS[isa])
             + b"".join(array(t) for t in (maps[0], packed, *added))
-            + ints(*sizes, winograd.points(tile, stride), 1)
+            + ints(*sizes, winograd.points(tile, stride), 1, 0)
         )
         found, rest = read(run(driver, request), maps[1])
         assert not rest
@@ -243,6 +251,39 @@ def test_winograd(driver: Path, isa: str) -> None:
             F.conv2d(x, weight, padding=padding, stride=stride)
             + adds * (bias[:, None, None] + other)
         )
+        atol = 1e-5 if dtype == torch.float32 else 0.2
+        assert torch.allclose(found.permute(0, 3, 1, 2).float(), expected, atol=atol)
+
+
+@pytest.mark.parametrize(
+    "isa", [*_native_cpu.isas(), *(["avx512_bf16"] if native.winograd_in_bfloat16() else [])]
+)
+@pytest.mark.parametrize("crops", ["each", "one"])
+def test_winograd_on_tiles(driver: Path, isa: str, crops: str) -> None:
+    dtype = torch.bfloat16 if isa == "avx512_bf16" else torch.float32
+    for (tile, stride), channels in itertools.product(FORMS, (16, 33)):
+        size: Any = (channels, (12, 8), (5, 8), (12, 9))
+        rows, cols = ((n - 3) // stride + 1 for n in (12, 9))
+        inside: Any = (70, (rows + 2, cols + 2), (2, 3), (rows, cols))
+        x, other = paste_case(size, dtype, crops=crops), paste_case(inside, dtype, crops=crops)
+        for along in (other["rows"], other["cols"]):
+            along[:, 0].clamp_(0, 2)
+        weight = torch.randn(70, channels, 3, 3) / channels
+        packed = winograd.pack(weight, tile, dtype, stride)
+        count = len(x["image"])
+        request = (
+            ints(WINOGRAD, ISAS[isa])
+            + b"".join(array(t) for t in (None, packed, None, None))
+            + ints(count, channels, 70, 12, 9, rows, cols, 0, 0, winograd.points(tile, stride), 1)
+            + ints(1)
+            + tiles_request(x, size)
+            + tiles_request(other, inside)
+        )
+        plain = F.conv2d(by_hand(x, 0.0).float(), weight, stride=stride)
+        expected = F.relu(plain + by_hand(other, 0.0))
+        like = expected.permute(0, 2, 3, 1).to(dtype)
+        found, rest = read(run(driver, request), like)
+        assert not rest
         atol = 1e-5 if dtype == torch.float32 else 0.2
         assert torch.allclose(found.permute(0, 3, 1, 2).float(), expected, atol=atol)
 

@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
+from test_paste import case as paste_case
 from torch import Tensor
 
 from sdsgsm_fast import _native_cpu
 from sdsgsm_fast.backends import native
 from sdsgsm_fast.traced import winograd
+from sdsgsm_fast.traced.convolution import Convolution
+from sdsgsm_fast.traced.layer import Layer
+from sdsgsm_fast.traced.tiles import Tiles
 
 CASES = [  # batch, channels, outputs, height, width, padding
     (1, 1, 1, 3, 3, (0, 0)), (2, 5, 7, 9, 8, (1, 1)), (3, 33, 70, 8, 11, (0, 0)),
@@ -247,6 +253,60 @@ def test_any_layout_is_taken(tile: int, stride: int) -> None:
         True,
     )
     assert torch.equal(found, expected)
+
+
+def tiles_of(size: Any, dtype: torch.dtype, crops: str) -> Tiles:
+    c = paste_case(size, dtype, crops=crops)
+    names = ("clean", "crops", "image", "row", "col", "rows", "cols", "height", "width")
+    return Tiles(*(c[name] for name in names), 0.0, "auto")
+
+
+@pytest.mark.parametrize(("tile", "stride"), FORMS)
+@pytest.mark.parametrize("crops", ["each", "one", "none"])
+@pytest.mark.parametrize("added", [None, "whole", "tiles"])
+def test_tiles_are_read_as_if_they_were_written(
+    tile: int, stride: int, crops: str, added: str | None, dtype: torch.dtype
+) -> None:
+    """To the bit, also beyond the border and where a crop covers nothing or everything."""
+    for channels, *sizes in (
+        (40, (9, 11), (4, 4), (6, 7)), (64, (12, 8), (5, 8), (12, 9)), (33, (8, 9), (2, 3), (4, 5)),
+        (3, (6, 6), (6, 6), (10, 9)), (32, (20, 20), (7, 9), (13, 14)),
+    ):  # fmt: skip
+        x = tiles_of((channels, *sizes), dtype, crops)
+        packed = winograd.pack(torch.randn(70, channels, 3, 3), tile, dtype, stride)
+        bias = torch.randn(70)
+        plain = winograd.convolve(x.written(), packed, 70, bias, None, (0, 0), False)
+        inside = tuple(n + 3 for n in plain.shape[2:])  # no tile of it leaves the map
+        others = tiles_of((70, inside, (2, 3), plain.shape[2:]), dtype, crops)
+        for along in (others.rows, others.cols):
+            along[:, 0].clamp_(0, 3)
+        other = None if added is None else others.written()
+        given = others if added == "tiles" else other
+        expected = winograd.convolve(x.written(), packed, 70, bias, other, (0, 0), True)
+        assert torch.equal(winograd.convolve(x, packed, 70, bias, given, (0, 0), True), expected)
+        found = winograd.convolve(x.written(), packed, 70, bias, given, (0, 0), True)
+        assert torch.equal(found, expected)
+
+
+@pytest.mark.parametrize("change", ["", "pad", "dtype", "small"])
+def test_a_layer_writes_tiles_out_where_it_must(
+    change: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    size: Any = (40, (9, 11), (4, 4), (3, 3) if change == "small" else (6, 7))
+    x = tiles_of(size, torch.float32, "each")
+    if change == "pad":
+        x = replace(x, pad=-1.0)
+    if change == "dtype":
+        x = replace(x, clean=x.clean.double(), crops=None)
+    weight = torch.randn(50, 40, 3, 3)
+    convolution = Convolution(weight, None, (1, 1), (0, 0), (1, 1), 1)
+    expected = F.conv2d(x.written().float(), weight)
+    calls = []
+    run = Tiles.written
+    monkeypatch.setattr(Tiles, "written", lambda self: (calls.append(1), run(self))[1])
+    found = Layer(convolution, "auto")(x)
+    assert len(calls) == (change != "")
+    assert float((found - expected).abs().max()) < 1e-3
 
 
 def interpolation(points: list[float], taps: int) -> Tensor:

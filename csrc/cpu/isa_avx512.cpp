@@ -15,6 +15,7 @@ namespace {
 #include "paste.inl"
 constexpr int kLanes = 16, kRows = 6, kVecs = 4;  // vectors.inl: 24 of 32 registers
 #include "vectors.inl"
+#include "pixels.inl"
 #include "attention.inl"
 constexpr int kTiles = 48;  // winograd.inl
 #include "winograd.inl"

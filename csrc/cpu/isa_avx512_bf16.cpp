@@ -9,6 +9,7 @@ namespace {
 #include "blocks.inl"
 constexpr int kLanes = 16, kRows = 6, kVecs = 4;
 #include "vectors.inl"
+#include "pixels.inl"
 constexpr int kTiles = 24;  // half of 48 is faster with 1 MiB of L2, as AMD has
 #include "winograd.inl"
 

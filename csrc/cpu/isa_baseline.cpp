@@ -11,6 +11,7 @@ namespace {
 #include "paste.inl"
 constexpr int kLanes = 4, kRows = 6, kVecs = 2;  // vectors.inl: 12 of 16 registers
 #include "vectors.inl"
+#include "pixels.inl"
 #include "attention.inl"
 constexpr int kTiles = 48;  // winograd.inl
 #include "winograd.inl"

@@ -419,15 +419,9 @@ class Winograd {
 
   // Where the inputs of a tile are.
   void locate(int64_t tile, const Value* zeros, const Value** from) const {
-    const Value* maps = static_cast<const Value*>(call.x);
     const Place at = place(tile);
-    for (int i = 0; i < kIn; ++i)
-      for (int j = 0; j < kIn; ++j) {
-        const int64_t y = at.y * kStride + i - call.above, x = at.x * kStride + j - call.before;
-        const bool inside = y >= 0 && y < call.in_h && x >= 0 && x < call.in_w;
-        from[i * kIn + j] =
-            inside ? maps + ((at.image * call.in_h + y) * call.in_w + x) * call.channels : zeros;
-      }
+    const Pixels<Value> input(call.x, call.tiles, at.image, call.in_h, call.in_w, call.channels);
+    input.list(at.y * kStride - call.above, at.x * kStride - call.before, kIn, kIn, from, kIn, zeros);
   }
 
   // The transformed inputs of a tile. Those of the next one are asked for.
@@ -497,6 +491,10 @@ class Winograd {
   // A tile's outputs k … k + width - 1.
   void scatter(int64_t tile, int64_t k, int64_t width, const float* products) const {
     const Place at = place(tile);
+    const Value* others[kOut * kOut] = {};
+    if (call.other || call.others)
+      Pixels<Value>(call.other, call.others, at.image, call.out_h, call.out_w, call.outputs)
+          .list(at.y, at.x, at.height, at.width, others, kOut, nullptr);
     for (int64_t from = 0; from < width; from += kLanes) {
       alignas(kLine) Vec half[kOut * kIn];
       with_line<Tile>(at.height, [&](auto line, auto m) {
@@ -518,27 +516,26 @@ class Winograd {
           const int64_t pixel = (at.image * call.out_h + at.y + i) * call.out_w + at.x;
 #pragma GCC unroll 4
           for (int j = 0; j < m.value; ++j)
-            finish(y[j], (pixel + j) * call.outputs + k + from, k + from, width - from);
+            finish(y[j], pixel + j, others[i * kOut + j], k + from, width - from);
         }
       });
     }
   }
 
-  // At most `left` outputs from k on, which go to `index`.
-  void finish(Vec y, int64_t index, int64_t k, int64_t left) const {
-    const Value* other = static_cast<const Value*>(call.other);
-    Value* out = static_cast<Value*>(call.out);
+  // At most `left` outputs of a pixel from k on.
+  void finish(Vec y, int64_t pixel, const Value* other, int64_t k, int64_t left) const {
+    Value* out = static_cast<Value*>(call.out) + pixel * call.outputs;
     if (left >= kLanes) {
       if (call.bias) y += vec(call.bias + k);
-      if (other) y += Type::read(other + index);
-      Type::write(out + index, call.relu ? y < Vec{} ? Vec{} : y : y);  // a NaN stays one
+      if (other) y += Type::read(other + k);
+      Type::write(out + k, call.relu ? y < Vec{} ? Vec{} : y : y);  // a NaN stays one
       return;
     }
     for (int i = 0; i < left; ++i) {
       float value = y[i];
       if (call.bias) value += call.bias[k + i];
-      if (other) value += load(other + index + i);
-      store(out + index + i, call.relu && value < 0 ? 0 : value);
+      if (other) value += load(other + k + i);
+      store(out + k + i, call.relu && value < 0 ? 0 : value);
     }
   }
 };
@@ -549,14 +546,16 @@ template <class Value>
 int64_t list_images(const WinogradCall& call, int threads, int64_t* images) {
   const int64_t in = call.in_h * call.in_w * call.channels;
   const int64_t out = call.out_h * call.out_w * call.outputs;
-  const bool adds = call.bias || call.other;
+  const bool adds = call.bias || call.other || call.others || call.tiles;
   parallel_for(workers(threads, call.batch, call.batch * out), call.batch, [&](int64_t b) {
+    images[b] = b;
+    if (adds) return;
     const Value* x = static_cast<const Value*>(call.x) + b * in;
     int64_t zeros = 0;
-    while (!adds && zeros < in && load(x + zeros) == 0) ++zeros;
-    images[b] = !adds && zeros == in ? -1 : b;
-    if (images[b] < 0)
-      memset(static_cast<Value*>(call.out) + b * out, 0, size_t(out) * sizeof(Value));
+    while (zeros < in && load(x + zeros) == 0) ++zeros;
+    if (zeros < in) return;
+    images[b] = -1;
+    memset(static_cast<Value*>(call.out) + b * out, 0, size_t(out) * sizeof(Value));
   });
   int64_t count = 0;
   for (int64_t b = 0; b < call.batch; ++b)

@@ -11,8 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import ops
+from ..traced.layer import Layer
 from ..traced.network import channels_last
+from ..traced.tiles import Tiles, written
 from .plan import Cut, Plan, table
 
 
@@ -60,32 +61,32 @@ class Runner:
                 values[k] = step.constant
             elif action.tiled:
                 assert step.tile is not None
-                values[k] = step.tile(
-                    *(
-                        values[i] if cut is None else self._paste(cut, clean, values, where)
-                        for i, cut in zip(step.inputs, action.cuts, strict=True)
-                    )
-                )
+                maps = [
+                    values[i] if cut is None else self._tiles(cut, clean, values, where)
+                    for i, cut in zip(step.inputs, action.cuts, strict=True)
+                ]
+                # A layer decides whether it needs them written out.
+                takes = isinstance(step.tile, Layer)
+                values[k] = step.tile(*(maps if takes else map(written, maps)))
             elif k:
                 for cut in action.cuts:
                     if cut is not None and cut.source not in whole:
-                        whole[cut.source] = self._paste(cut, clean, values, where)
+                        whole[cut.source] = self._tiles(cut, clean, values, where).written()
                 values[k] = step.run(len(where[0]), *(whole.get(i, values[i]) for i in step.inputs))
             for i in self.dying[k]:
                 values.pop(i, None)
                 whole.pop(i, None)
         return values[self.plan.network.output]  # type: ignore[no-any-return]
 
-    def _paste(
+    def _tiles(
         self, cut: Cut, clean: dict[int, Tensor], values: dict[int, Any],
         where: tuple[Tensor, Tensor, Tensor],
-    ) -> Tensor:  # fmt: skip
+    ) -> Tiles:  # fmt: skip
         """A step's tiles: its clean map with its crops in their places."""
         constant = self.steps[cut.source].constant
         image, row, col = where
-        return ops.paste(
+        return Tiles(
             clean[cut.source], None if constant is not None else values[cut.source],
             image if constant is None else torch.zeros_like(image), row, col,
-            *self.tables[id(cut)], height=cut.size[0], width=cut.size[1], pad=cut.pad,
-            backend=self.backend,
+            *self.tables[id(cut)], *cut.size, cut.pad, self.backend,
         )  # fmt: skip

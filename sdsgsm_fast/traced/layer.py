@@ -18,6 +18,7 @@ from . import linear, winograd
 from .convolution import Convolution, Ints
 from .linear import RELU, Activation, Linear
 from .onednn import onednn_enabled
+from .tiles import Tiles, written
 
 LAYOUT = torch.channels_last
 LEAST_CHANNELS = 32  # of a convolution by Winograd's products
@@ -67,9 +68,13 @@ class Layer:
         copied = form == "product" or (form == "linear" and strided)
         return self.convolution.inner * height * width if copied else 0
 
-    def __call__(self, x: Tensor, other: Tensor | None = None) -> Tensor:
-        """relu(convolution(x) + bias + other), channels_last; differentiable for x and other."""
+    def __call__(self, x: Tensor | Tiles, other: Tensor | Tiles | None = None) -> Tensor:
+        """relu(convolution(x) + bias + other), channels_last; differentiable for tensors."""
         dtype = self.convolution.weight.dtype
+        if isinstance(x, Tiles) or isinstance(other, Tiles):
+            if self._puts_together(x, other):
+                return self._by_winograd(x, other)
+            x, other = written(x), None if other is None else written(other)
         x, other = x.to(dtype), None if other is None else other.to(dtype)
         if torch.is_grad_enabled() and (x.requires_grad or getattr(other, "requires_grad", False)):
             y: Tensor = _Differentiable.apply(x, other, self)  # type: ignore[no-untyped-call]
@@ -82,9 +87,7 @@ class Layer:
         size = c.size(x.shape[2], x.shape[3])
         form = self.form(*size)
         if form == "winograd":
-            weight = self._transformed("winograd", lambda: c.weight, size)
-            bias = None if c.bias is None else c.bias.float()
-            return winograd.convolve(x, weight, len(c.weight), bias, other, c.padding, c.relu)
+            return self._by_winograd(x, other)
         if self.linear is not None and other is None:
             return pixels(self.linear.forward(read(x, c.stride), self.linear.activation), x, size)
         if form == "linear":  # a product does not take in a sum
@@ -133,6 +136,21 @@ class Layer:
         found = torch.zeros_like(x)
         found[:, :, :: c.stride[0], :: c.stride[1]] = product
         return found
+
+    def _puts_together(self, x: Tensor | Tiles, other: Tensor | Tiles | None) -> bool:
+        """Whether the products read tiles that nobody has written out."""
+        maps = [x] if other is None else [x, other]
+        dtypes = {m.clean.dtype if isinstance(m, Tiles) else m.dtype for m in maps}
+        zeros = not isinstance(x, Tiles) or x.pad == 0
+        by_products = self.form(*self.convolution.size(x.shape[2], x.shape[3])) == "winograd"
+        return zeros and by_products and dtypes == {self.convolution.weight.dtype}
+
+    def _by_winograd(self, x: Tensor | Tiles, other: Tensor | Tiles | None) -> Tensor:
+        c = self.convolution
+        size = c.size(x.shape[2], x.shape[3])
+        weight = self._transformed("winograd", lambda: c.weight, size)
+        bias = None if c.bias is None else c.bias.float()
+        return winograd.convolve(x, weight, len(c.weight), bias, other, c.padding, c.relu)
 
     def _transformed(self, key: str, weight: Callable[[], Tensor], size: Ints) -> Tensor:
         """Weights for Winograd's products of outputs of a size."""

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 
 from ..backends import native
+from ..backends.calls import Paste
+from .tiles import Tiles
 
 PANEL = 64  # outputs, kPanel of csrc/winograd.h
 PRODUCT = 1.4  # time of a product, in those of a direct convolution; measured 0.9 to 1.6
@@ -80,11 +82,11 @@ def share(height: int, width: int, stride: int = 1) -> float:
 
 
 def convolve(
-    x: Tensor,
+    x: Tensor | Tiles,
     packed: Tensor,
     outputs: int,
     bias: Tensor | None,
-    other: Tensor | None,
+    other: Tensor | Tiles | None,
     padding: tuple[int, int],
     relu: bool,
 ) -> Tensor:
@@ -93,7 +95,8 @@ def convolve(
     Parameters
     ----------
     x
-        (B, C, H, W) float32, or bfloat16 as the weights.
+        (B, C, H, W) float32, or bfloat16 as the weights. Tiles are not written out; zeros are
+        beyond their border.
     packed
         The weights as `pack` returns them.
     outputs
@@ -101,7 +104,7 @@ def convolve(
     bias
         (K,) float32 or None.
     other
-        Of the result's shape and dtype, or None.
+        Of the result's shape and dtype, tiles within their border for one, or None.
     padding
         Zeros around the input, rows and columns.
     relu
@@ -112,14 +115,16 @@ def convolve(
     Tensor
         (B, K, ⌊(H + 2·padding − 3)/stride⌋ + 1, the same for W), channels_last.
     """
-    layout = torch.channels_last
     stride = 2 if packed.shape[1] == points(4, 2) ** 2 else 1
     height, width = ((x.shape[2 + i] + 2 * padding[i] - 3) // stride + 1 for i in (0, 1))
     out = torch.empty(
-        (len(x), outputs, height, width), dtype=x.dtype, device=x.device, memory_format=layout
-    )
-    x = x.contiguous(memory_format=layout)
-    if other is not None:
-        other = other.contiguous(memory_format=layout)
-    native.winograd(out, x, packed, bias, other, padding, relu)
+        (x.shape[0], outputs, height, width), dtype=packed.dtype, device=packed.device,
+        memory_format=torch.channels_last,
+    )  # fmt: skip
+    maps, others = _readable(x), None if other is None else _readable(other)
+    native.winograd(out, maps, packed, bias, others, padding, relu, (x.shape[2], x.shape[3]))
     return out
+
+
+def _readable(x: Tensor | Tiles) -> Tensor | Paste:
+    return x.call() if isinstance(x, Tiles) else x.contiguous(memory_format=torch.channels_last)
