@@ -76,6 +76,10 @@ class Attention {
 
  private:
   const AttentionCall& call;
+  // Numbers that are added one by one: sums of more are sums of sums. Where tokens are alike each
+  // addition rounds the same way, and the errors of a long sum grow with its length.
+  static constexpr int64_t kSummed = 128;
+
   int64_t columns;  // keys, filled up to whole vectors
   int64_t row;      // from one row of keys or weights to the next; a power of two shares cache sets
   int64_t across;   // a value's, filled up
@@ -146,18 +150,22 @@ class Attention {
 
   // Turns the products of a query into its weights, but for their sum, which is returned.
   float exponentials(float* row) const {
-    for (int64_t i = call.keys; i < columns; ++i) row[i] = -FLT_MAX;
-    Vec most = vec(row), total{};
+    for (int64_t i = call.keys; i < columns; ++i) row[i] = row[0];
+    Vec most = vec(row);
     for (int64_t i = kLanes; i < columns; i += kLanes) {
       const Vec x = vec(row + i);
       most = x > most ? x : most;
     }
     float largest = most[0];
     for (int i = 1; i < kLanes; ++i) largest = most[i] > largest ? most[i] : largest;
-    for (int64_t i = 0; i < columns; i += kLanes) {
-      const Vec x = exp_of(vec(row + i) - largest);
-      put(row + i, x);
-      total += x;
+    for (int64_t i = 0; i < columns; i += kLanes) put(row + i, exp_of(vec(row + i) - largest));
+    for (int64_t i = call.keys; i < columns; ++i) row[i] = 0;
+    Vec total{};
+    for (int64_t first = 0; first < columns; first += kSummed * kLanes) {
+      const int64_t end = first + kSummed * kLanes;
+      Vec part{};
+      for (int64_t i = first; i < end && i < columns; i += kLanes) part += vec(row + i);
+      total += part;
     }
     float sum = 0;
     for (int i = 0; i < kLanes; ++i) sum += total[i];
@@ -184,20 +192,26 @@ class Attention {
   template <int vectors>
   static void multiply(const float* rows, int64_t row, int64_t depth, const float* matrix,
                        int64_t apart, float* to, int64_t to_row) {
-    Vec sum[kRows][vectors] = {};
-    for (int64_t c = 0; c < depth; ++c, matrix += apart) {
-      Vec m[vectors];
-      for (int j = 0; j < vectors; ++j) m[j] = vec(matrix + j * kLanes);
+    for (int64_t first = 0; first < depth; first += kSummed) {
+      const int64_t end = first + kSummed < depth ? first + kSummed : depth;
+      Vec sum[kRows][vectors] = {};
+      for (int64_t c = first; c < end; ++c, matrix += apart) {
+        Vec m[vectors];
+        for (int j = 0; j < vectors; ++j) m[j] = vec(matrix + j * kLanes);
 #pragma GCC unroll 8
-      for (int r = 0; r < kRows; ++r) {
-        const float x = rows[r * row + c];
+        for (int r = 0; r < kRows; ++r) {
+          const float x = rows[r * row + c];
 #pragma GCC unroll 4
-        for (int j = 0; j < vectors; ++j) sum[r][j] += x * m[j];
+          for (int j = 0; j < vectors; ++j) sum[r][j] += x * m[j];
+        }
       }
-    }
 #pragma GCC unroll 8
-    for (int r = 0; r < kRows; ++r)
-      for (int j = 0; j < vectors; ++j) put(to + r * to_row + j * kLanes, sum[r][j]);
+      for (int r = 0; r < kRows; ++r)
+        for (int j = 0; j < vectors; ++j) {
+          float* at = to + r * to_row + j * kLanes;
+          put(at, first ? vec(at) + sum[r][j] : sum[r][j]);
+        }
+    }
   }
 };
 
