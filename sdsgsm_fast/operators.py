@@ -360,14 +360,8 @@ def _paste(
     shape = _check_paste(clean, crops, image, row, col, rows, cols, height, width)
     out = _empty(clean, shape, clean.dtype, last=True)
     if out.numel():
-        layout = torch.channels_last
-        call = Paste(
-            clean.contiguous(memory_format=layout),
-            None if crops is None else crops.contiguous(memory_format=layout),
-            image.contiguous(), row.contiguous(), col.contiguous(), rows.contiguous(),
-            cols.contiguous(), pad,
-        )  # fmt: skip
-        choose(backend, clean).paste(out, call)
+        call = Paste(clean, crops, image, row, col, rows, cols, height, width, pad)
+        choose(backend, clean).paste(out, call.dense())
     return out
 
 

@@ -107,14 +107,13 @@ def test_nothing_is_written_around_the_tiles() -> None:
     canary = 12345.0
     for size in SIZES:
         c = case(size, torch.float32)
-        height, width = c.pop("height"), c.pop("width")
-        shape = (len(c["image"]), height, width, size[0])
+        shape = (len(c["image"]), c["height"], c["width"], size[0])
         whole = torch.full((math.prod(shape) + 64,), canary)
         out = whole[32:-32].view(shape).permute(0, 3, 1, 2)
         for name in ("clean", "crops"):
             c[name] = c[name].contiguous(memory_format=torch.channels_last)
         native.paste(out, Paste(**c, pad=0.0))
-        assert torch.equal(out, by_hand({**c, "height": height, "width": width}, 0.0))
+        assert torch.equal(out, by_hand(c, 0.0))
         assert torch.all(whole[:32] == canary)
         assert torch.all(whole[-32:] == canary)
 

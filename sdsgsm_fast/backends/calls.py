@@ -64,7 +64,7 @@ class Occlude:
 
 @dataclass(slots=True)
 class Paste:
-    """Arguments of the paste; see `ops.paste`. Maps are channels_last, indices int32."""
+    """Arguments of the paste, or tiles yet to be written; see `ops.paste`. Indices are int32."""
 
     clean: Tensor
     crops: Tensor | None
@@ -73,7 +73,29 @@ class Paste:
     col: Tensor
     rows: Tensor
     cols: Tensor
+    height: int
+    width: int
     pad: float
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        """(n, C, height, width)."""
+        return (len(self.image), self.clean.shape[1], self.height, self.width)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Dtype of the maps."""
+        return self.clean.dtype
+
+    def dense(self) -> Paste:
+        """The same as kernels take it: maps channels_last, indices contiguous."""
+        layout = torch.channels_last
+        return Paste(
+            self.clean.contiguous(memory_format=layout),
+            None if self.crops is None else self.crops.contiguous(memory_format=layout),
+            self.image.contiguous(), self.row.contiguous(), self.col.contiguous(),
+            self.rows.contiguous(), self.cols.contiguous(), self.height, self.width, self.pad,
+        )  # fmt: skip
 
 
 @cache

@@ -8,7 +8,6 @@ import importlib
 import importlib.util
 import json
 import math
-from collections.abc import Sequence
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -220,25 +219,22 @@ def winograd(
     other: Tensor | Paste | None,
     padding: tuple[int, int],
     relu: bool,
-    size: Sequence[int] = (),
 ) -> None:
     """relu(3×3 convolution of x + bias + other), channels_last on the CPU.
 
     All in float32; or, where `winograd_in_bfloat16`, all in bfloat16 but for the bias. `weight` is
-    that of `traced.winograd.pack`. Tiles of `size` for x, and of the result's for `other`, are put
-    together as they are read, with zeros beyond the border.
+    that of `traced.winograd.pack`. Tiles are put together as they are read, with zeros beyond the
+    border.
     """
-    channels, size = (x.clean.shape[1], size) if isinstance(x, Paste) else (x.shape[1], x.shape[2:])
-    sizes = (len(out), channels, out.shape[1], *size, *out.shape[2:], *padding)
+    sizes = (len(out), x.shape[1], out.shape[1], *x.shape[2:], *out.shape[2:], *padding)
     _module("cpu").winograd(
-        *(_maps(x, size), weight.data_ptr(), _address(bias)),
-        *(_maps(other, out.shape[2:]), out.data_ptr(), (*sizes, math.isqrt(weight.shape[1]))),
-        *(relu, _DTYPES[out.dtype], torch.get_num_threads()),
+        *(_maps(x), weight.data_ptr(), _address(bias), _maps(other), out.data_ptr()),
+        *((*sizes, math.isqrt(weight.shape[1])), relu, _DTYPES[out.dtype], torch.get_num_threads()),
     )
 
 
-def _maps(maps: Tensor | Paste | None, size: Sequence[int]) -> tuple[int, ...]:
-    """The address of maps; or all that says how tiles of a size are put together."""
+def _maps(maps: Tensor | Paste | None) -> tuple[int, ...]:
+    """The address of maps; or all that says how tiles are put together."""
     if not isinstance(maps, Paste):
         return (_address(maps),)
     p = maps
@@ -246,7 +242,7 @@ def _maps(maps: Tensor | Paste | None, size: Sequence[int]) -> tuple[int, ...]:
     crop_size = (0, 0) if p.crops is None else p.crops.shape[2:]
     return (
         *(p.clean.data_ptr(), _address(p.crops), *(t.data_ptr() for t in indices)),
-        *(p.clean.shape[1], *p.clean.shape[2:], *crop_size, *size),
+        *(*p.clean.shape[1:], *crop_size, p.height, p.width),
         int(p.crops is not None and len(p.crops) == 1),
     )
 

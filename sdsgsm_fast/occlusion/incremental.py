@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..traced.layer import Layer
+from ..backends.calls import Paste
+from ..traced.layer import Layer, written
 from ..traced.network import channels_last
-from ..traced.tiles import Tiles, written
 from .plan import Cut, Plan, table
 
 
@@ -67,11 +67,14 @@ class Runner:
                 ]
                 # A layer decides whether it needs them written out.
                 takes = isinstance(step.tile, Layer)
-                values[k] = step.tile(*(maps if takes else map(written, maps)))
+                values[k] = step.tile(
+                    *(maps if takes else (written(x, self.backend) for x in maps))
+                )
             elif k:
                 for cut in action.cuts:
                     if cut is not None and cut.source not in whole:
-                        whole[cut.source] = self._tiles(cut, clean, values, where).written()
+                        tiles = self._tiles(cut, clean, values, where)
+                        whole[cut.source] = written(tiles, self.backend)
                 values[k] = step.run(len(where[0]), *(whole.get(i, values[i]) for i in step.inputs))
             for i in self.dying[k]:
                 values.pop(i, None)
@@ -81,12 +84,12 @@ class Runner:
     def _tiles(
         self, cut: Cut, clean: dict[int, Tensor], values: dict[int, Any],
         where: tuple[Tensor, Tensor, Tensor],
-    ) -> Tiles:  # fmt: skip
+    ) -> Paste:  # fmt: skip
         """A step's tiles: its clean map with its crops in their places."""
         constant = self.steps[cut.source].constant
         image, row, col = where
-        return Tiles(
+        return Paste(
             clean[cut.source], None if constant is not None else values[cut.source],
             image if constant is None else torch.zeros_like(image), row, col,
-            *self.tables[id(cut)], *cut.size, cut.pad, self.backend,
+            *self.tables[id(cut)], *cut.size, cut.pad,
         )  # fmt: skip

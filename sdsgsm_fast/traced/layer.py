@@ -12,13 +12,14 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from .. import ops
 from ..backends import choose, native
+from ..backends.calls import Paste
 from ..precision import has_amx
 from . import linear, winograd
 from .convolution import Convolution, Ints
 from .linear import RELU, Activation, Linear
 from .onednn import onednn_enabled
-from .tiles import Tiles, written
 
 LAYOUT = torch.channels_last
 LEAST_CHANNELS = 32  # of a convolution by Winograd's products
@@ -37,7 +38,7 @@ class Layer:
     """
 
     def __init__(self, convolution: Convolution, backend: str) -> None:
-        self.convolution = convolution
+        self.convolution, self.backend = convolution, backend
         self.winograd = takes_winograd(convolution, backend)
         self.linear = linear_of(convolution)
         self._weights: dict[Any, Tensor] = {}
@@ -68,13 +69,14 @@ class Layer:
         copied = form == "product" or (form == "linear" and strided)
         return self.convolution.inner * height * width if copied else 0
 
-    def __call__(self, x: Tensor | Tiles, other: Tensor | Tiles | None = None) -> Tensor:
+    def __call__(self, x: Tensor | Paste, other: Tensor | Paste | None = None) -> Tensor:
         """relu(convolution(x) + bias + other), channels_last; differentiable for tensors."""
         dtype = self.convolution.weight.dtype
-        if isinstance(x, Tiles) or isinstance(other, Tiles):
+        if isinstance(x, Paste) or isinstance(other, Paste):
             if self._puts_together(x, other):
                 return self._by_winograd(x, other)
-            x, other = written(x), None if other is None else written(other)
+            x = written(x, self.backend)
+            other = None if other is None else written(other, self.backend)
         x, other = x.to(dtype), None if other is None else other.to(dtype)
         if torch.is_grad_enabled() and (x.requires_grad or getattr(other, "requires_grad", False)):
             y: Tensor = _Differentiable.apply(x, other, self)  # type: ignore[no-untyped-call]
@@ -137,15 +139,14 @@ class Layer:
         found[:, :, :: c.stride[0], :: c.stride[1]] = product
         return found
 
-    def _puts_together(self, x: Tensor | Tiles, other: Tensor | Tiles | None) -> bool:
+    def _puts_together(self, x: Tensor | Paste, other: Tensor | Paste | None) -> bool:
         """Whether the products read tiles that nobody has written out."""
         maps = [x] if other is None else [x, other]
-        dtypes = {m.clean.dtype if isinstance(m, Tiles) else m.dtype for m in maps}
-        zeros = not isinstance(x, Tiles) or x.pad == 0
+        zeros = not isinstance(x, Paste) or x.pad == 0
         by_products = self.form(*self.convolution.size(x.shape[2], x.shape[3])) == "winograd"
-        return zeros and by_products and dtypes == {self.convolution.weight.dtype}
+        return zeros and by_products and {m.dtype for m in maps} == {self.convolution.weight.dtype}
 
-    def _by_winograd(self, x: Tensor | Tiles, other: Tensor | Tiles | None) -> Tensor:
+    def _by_winograd(self, x: Tensor | Paste, other: Tensor | Paste | None) -> Tensor:
         c = self.convolution
         size = c.size(x.shape[2], x.shape[3])
         weight = self._transformed("winograd", lambda: c.weight, size)
@@ -210,6 +211,16 @@ class _Differentiable(torch.autograd.Function):
         like = torch.empty(ctx.shape, dtype=grad.dtype, device=grad.device, memory_format=LAYOUT)
         wanted = ctx.needs_input_grad[0]
         return ctx.layer.backward(grad, like) if wanted else None, grad if ctx.added else None, None
+
+
+def written(x: Tensor | Paste, backend: str) -> Tensor:
+    """Tiles as a tensor, channels_last; a tensor as it is."""
+    if not isinstance(x, Paste):
+        return x
+    return ops.paste(
+        x.clean, x.crops, x.image, x.row, x.col, x.rows, x.cols,
+        height=x.height, width=x.width, pad=x.pad, backend=backend,
+    )  # fmt: skip
 
 
 def read(x: Tensor, stride: Ints) -> Tensor:

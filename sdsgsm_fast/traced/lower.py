@@ -269,7 +269,7 @@ class _Lowering:
         dtype = self.kind_of(k, node)
         call = RELAXED.get(node.op, node.op)
         if node.name == FUSED_ATTENTION:
-            call = Attention(dtype or node.dtypes[0], self.backend)
+            call = Attention(self.backend)
 
         def converted(leaf: Any) -> Any:
             if isinstance(leaf, Repeated):

@@ -12,7 +12,6 @@ from torch import Tensor
 
 from ..backends import native
 from ..backends.calls import Paste
-from .tiles import Tiles
 
 PANEL = 64  # outputs, kPanel of csrc/winograd.h
 PRODUCT = 1.4  # time of a product, in those of a direct convolution; measured 0.9 to 1.6
@@ -82,11 +81,11 @@ def share(height: int, width: int, stride: int = 1) -> float:
 
 
 def convolve(
-    x: Tensor | Tiles,
+    x: Tensor | Paste,
     packed: Tensor,
     outputs: int,
     bias: Tensor | None,
-    other: Tensor | Tiles | None,
+    other: Tensor | Paste | None,
     padding: tuple[int, int],
     relu: bool,
 ) -> Tensor:
@@ -121,10 +120,10 @@ def convolve(
         (x.shape[0], outputs, height, width), dtype=packed.dtype, device=packed.device,
         memory_format=torch.channels_last,
     )  # fmt: skip
-    maps, others = _readable(x), None if other is None else _readable(other)
-    native.winograd(out, maps, packed, bias, others, padding, relu, (x.shape[2], x.shape[3]))
+    others = None if other is None else _dense(other)
+    native.winograd(out, _dense(x), packed, bias, others, padding, relu)
     return out
 
 
-def _readable(x: Tensor | Tiles) -> Tensor | Paste:
-    return x.call() if isinstance(x, Tiles) else x.contiguous(memory_format=torch.channels_last)
+def _dense(x: Tensor | Paste) -> Tensor | Paste:
+    return x.dense() if isinstance(x, Paste) else x.contiguous(memory_format=torch.channels_last)
