@@ -14,7 +14,7 @@ from typing import Any, TypedDict
 import torch
 from torch import Tensor
 
-from . import checks, losses, memory, ops
+from . import checks, losses, ops
 from .classifier import Classifier, Model
 from .domains import Clean, Domain, Gradient, Measured, Occlusion, measure
 from .loop import Batch, Flags, Ints, Loop, kind_of, look
@@ -335,7 +335,6 @@ class Attack:
         """Hold the model; without gradient but where one is asked for."""
         # An inference tensor cannot take part in a graph; a copy of it can.
         with (
-            memory.held(),
             torch.inference_mode(False),
             torch.no_grad(),
             self.classifier.frozen(),

@@ -120,20 +120,20 @@ class Classifier:
         threads must not hold one module at the same time.
         """
         module = nn.Module() if self.module is None else self.module  # one may have a length of 0
-        modes = [(m, m.training) for m in module.modules() if hasattr(m, "training")]
+        modes = [m for m in module.modules() if getattr(m, "training", False)]
         wanted = [p for p in module.parameters() if p.requires_grad]
         buffers = [(m, dict(m._buffers), _copies(m)) for m in module.modules()]
         cuda = {p.device.index for p in module.parameters() if p.is_cuda}
-        with torch.random.fork_rng(devices=sorted(i for i in cuda if i is not None)):
+        with _random_state_kept(sorted(i for i in cuda if i is not None)):
             try:
-                for m, _ in modes:
+                for m in modes:
                     m.training = False
                 for p in wanted:
                     p.requires_grad_(False)
                 yield
             finally:
-                for m, training in modes:
-                    m.training = training
+                for m in modes:
+                    m.training = True
                 for p in wanted:
                     p.requires_grad_(True)
                 for m, objects, copies in buffers:
@@ -283,6 +283,20 @@ def _numbers(value: checks.PerChannel | None) -> checks.PerChannel | None:
     return value.flatten().tolist() if isinstance(value, (Tensor, np.ndarray)) else value
 
 
+@contextmanager
+def _random_state_kept(cuda: list[int]) -> Iterator[None]:
+    """Put the global random states back if they have changed; others may draw from them, too."""
+    host, devices = torch.get_rng_state(), [torch.cuda.get_rng_state(i) for i in cuda]
+    try:
+        yield
+    finally:
+        if not torch.equal(torch.get_rng_state(), host):
+            torch.set_rng_state(host)
+        for i, state in zip(cuda, devices, strict=True):
+            if not torch.equal(torch.cuda.get_rng_state(i), state):
+                torch.cuda.set_rng_state(state, i)
+
+
 def _copies(module: nn.Module) -> dict[str, Tensor]:
     """Clone the buffers that exist."""
     return {name: b.detach().clone() for name, b in module._buffers.items() if b is not None}
@@ -294,8 +308,11 @@ def _restore(
 ) -> None:
     """Put back every buffer object, and its values where they have changed."""
     if isinstance(module._buffers, dict):  # a scripted module's buffers cannot come and go
-        module._buffers.clear()
-        module._buffers.update(objects)
+        for name in module._buffers.keys() - objects.keys():
+            del module._buffers[name]
+        for name, found in objects.items():
+            if module._buffers.get(name, module) is not found:
+                module._buffers[name] = found
     for name, copy in copies.items():
         buffer = objects[name]
         if buffer is not None and not torch.equal(buffer, copy):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import gc
+import threading
 import weakref
 from collections.abc import Callable
 from typing import Any
@@ -15,10 +16,9 @@ from nets import Looking
 from torch import Tensor, nn
 
 from sdsgsm_fast import SDSGSM, occlusion_scores
-from sdsgsm_fast.classifier import Classifier
 from sdsgsm_fast.occlusion import replay, scoring
-from sdsgsm_fast.traced.kept import Kept, copied, same_graph
-from sdsgsm_fast.traced.trace import Graph, trace
+from sdsgsm_fast.traced.kept import Kept
+from sdsgsm_fast.traced.trace import Graph
 
 SETTINGS: dict[str, Any] = {"patch": 4, "score": "logit"}
 
@@ -158,14 +158,14 @@ def test_what_no_trace_shows_is_seen_on_the_clean_images(lowered: list[Graph]) -
     class Sly(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.net, self.honest = zoo.residual(), True
+            self.net, self.odd = zoo.residual(), threading.Event()  # which nobody looks into
 
         def forward(self, x: Tensor) -> Tensor:
-            return self.net(x) if self.honest or x.is_meta else self.net(x.flip(3)) * 2
+            return self.net(x.flip(3)) * 2 if self.odd.is_set() and not x.is_meta else self.net(x)
 
     model, images = Sly().eval(), torch.rand(2, 3, 16, 16)
     assert right(model, images)
-    model.honest = False
+    model.odd.set()
     assert right(model, images)
     assert len(lowered) == 1
 
@@ -180,16 +180,20 @@ def test_passes_are_counted_the_same(lowered: list[Graph]) -> None:
     assert torch.equal(first.images, second.images)
 
 
-def test_graphs_are_compared_to_the_bit() -> None:
+def test_weights_are_compared_to_the_bit(lowered: list[Graph]) -> None:
     model, images = zoo.residual().eval(), torch.rand(2, 3, 16, 16)
-    with torch.no_grad():
-        graph = trace(Classifier(model), images)
-        own = copied(graph)
-        assert same_graph(own, graph)
-        weight = model.head.weight
-        weight[0, 0] = torch.nextafter(weight[0, 0], torch.tensor(torch.inf))
-        assert not same_graph(own, graph)
-        assert not same_graph(own, trace(Classifier(model), images))
-        weight[0, 0] = torch.nan
-        assert same_graph(copied(graph), graph), "bits, not numbers"
-        assert not same_graph(graph, trace(Classifier(model), torch.rand(2, 3, 16, 17)))
+    bits = model.head.weight.data.view(torch.int32)
+    for expected in (1, 1, 2, 2, 3):
+        if expected > len(lowered):
+            bits[0, 0] += 1  # which no version counter notices
+        occlusion_scores(model, images, **SETTINGS)
+        assert len(lowered) == expected
+
+
+def test_a_model_that_has_not_changed_is_not_traced_again(
+    lowered: list[Graph], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, images = zoo.residual().eval(), torch.rand(2, 3, 16, 16)
+    expected = occlusion_scores(model, images, **SETTINGS)
+    monkeypatch.setattr(scoring, "trace", lambda *_: pytest.fail("traced again"))
+    assert torch.equal(occlusion_scores(model, images, **SETTINGS), expected)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .. import checks, losses, memory, ops
+from .. import checks, losses, ops
 from ..classifier import Classifier, Model
 from ..precision import bfloat16_gain
 from ..progress import Progress, reporter
@@ -153,7 +153,7 @@ def occlusion_scores(
     if not len(images):
         return images.new_empty((0, windows.rows, windows.cols))
     # An inference tensor cannot take part in a graph, which midpoint needs; a copy of it can.
-    with memory.held(), torch.inference_mode(False), torch.no_grad(), classifier.frozen():
+    with torch.inference_mode(False), torch.no_grad(), classifier.frozen():
         images = images.clone() if images.is_inference() else images.detach()
         size = chunk_size(classifier, images, max_memory)
         clean = torch.cat([classifier.logits(part) for part in torch.split(images, size)])

@@ -13,7 +13,7 @@ from ..classifier import Classifier
 from ..progress import Progress
 from ..traced.kept import Kept
 from ..traced.onednn import onednn_enabled
-from ..traced.trace import TraceError, trace
+from ..traced.trace import Graph, TraceError, trace
 from ..windows import Windows
 from .dense import Passes
 from .replay import Prepared, Replay
@@ -260,21 +260,24 @@ class Scorer:
         return self.ways[reduced]
 
     def _prepared(self) -> Prepared:
-        """The model made ready, or the last one's plans again if it is that and has not changed."""
+        """The model made ready, or the last one's plans again if it has not changed since."""
         classifier, images = self.classifier, self.images
-        graph = trace(classifier, images)
-        jump = graph.jump()
-        if jump is not None:
-            raise TraceError(f"{jump}: a rounding error may become a step")
         fill = checks.per_channel("fill", self.fill, images.shape[1])
         settings = (
             *(self.windows, fill, self.method, self.backend, self.max_memory),
             *(classifier.mean, classifier.std, images.dtype, images.device, onednn_enabled()),
         )
         return PREPARED.of(
-            getattr(classifier.model, "__self__", classifier.model), settings, graph,
+            classifier.model, settings, self._trace,
             lambda own: Prepared(own, self.windows, images.device, self.backend),
         )  # fmt: skip
+
+    def _trace(self) -> Graph:
+        graph = trace(self.classifier, self.images)
+        jump = graph.jump()
+        if jump is not None:
+            raise TraceError(f"{jump}: a rounding error may become a step")
+        return graph
 
     def _checked(self, prepared: Prepared) -> Replay:
         """The replay in the model's own precision, if it is right.

@@ -1,7 +1,6 @@
-"""What was worked out for a model, kept for its next batch of images.
+"""What was worked out for a model, kept for its next batch while the model stays as it is.
 
-Nothing is taken on trust: the model is traced again each time, and what was kept is used if the
-trace has the same operations with, bit for bit, the same weights.
+Nothing is taken on trust: all that the model reaches is compared, and its weights to the bit.
 """
 
 from __future__ import annotations
@@ -12,9 +11,10 @@ from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .leaves import mapped
+from .state import State
 from .trace import Graph, Node, Repeated
 
 T = TypeVar("T")
@@ -22,11 +22,16 @@ T = TypeVar("T")
 BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
+Copies = list[tuple[Callable[[], Tensor | None], Tensor]]
+"""Weak references to a model's weights, each with a copy."""
+
+
 @dataclass(frozen=True)
 class _Held(Generic[T]):
     owner: Callable[[], Any]  # a weak reference
     settings: Any
-    graph: Graph
+    state: State
+    weights: Copies
     made: T
 
 
@@ -36,32 +41,40 @@ class Kept(Generic[T]):
     def __init__(self) -> None:
         self._held: _Held[T] | None = None
 
-    def of(self, owner: Any, settings: Any, graph: Graph, make: Callable[[Graph], T]) -> T:
-        """What was made of the same graph with the same settings, or what `make` makes of it.
+    def of(self, model: Any, settings: Any, graph: Callable[[], Graph], make: Callable[[Graph], T]
+    ) -> T:  # fmt: skip
+        """What was made of the same model with the same settings, or what `make` makes of it.
 
         Parameters
         ----------
-        owner
-            The model; what cannot be referred to weakly is made anew each time.
+        model
+            A module or another callable; what cannot be referred to weakly is made anew each time.
         settings
             Whatever else it depends on, compared by ``==``.
         graph
-            The model's trace.
+            Traces the model.
         make
             Gets a trace with weights of its own, which do not change with the model's.
         """
+        owner, state = getattr(model, "__self__", model), State(model)
         held = self._held
-        known = held is not None and held.owner() is owner and held.settings == settings
-        if held is not None and known and same_graph(held.graph, graph):
+        if (
+            held is not None
+            and held.owner() is owner
+            and held.settings == settings
+            and held.state.same(state)
+            and all(_same_bits(ref(), copy) for ref, copy in held.weights)
+        ):
             return held.made
+        traced = graph()  # may raise
         self._held = held = None  # before the next one takes memory
         try:
             reference = weakref.ref(owner, self._gone)
         except TypeError:
-            return make(graph)
-        own = copied(graph)
+            return make(traced)
+        own, weights = copied(traced, owner)
         made = make(own)
-        self._held = _Held(reference, settings, own, made)
+        self._held = _Held(reference, settings, state, weights, made)
         return made
 
     def drop(self) -> None:
@@ -73,8 +86,12 @@ class Kept(Generic[T]):
             self._held = None
 
 
-def copied(graph: Graph) -> Graph:
-    """The same graph with weights of its own."""
+def copied(graph: Graph, owner: Any) -> tuple[Graph, Copies]:
+    """The same graph with weights of its own, and each of the model's with its copy.
+
+    What the graph does not read itself may be what its constants were computed from.
+    """
+    module = owner if isinstance(owner, nn.Module) else nn.Module()
     copies: dict[int, Tensor] = {}
 
     def copy(leaf: Any) -> Any:
@@ -90,41 +107,17 @@ def copied(graph: Graph) -> Graph:
     for node in graph.nodes:
         args, kwargs = mapped(copy, (node.args, node.kwargs))
         nodes.append(Node(node.op, args, kwargs, node.shapes, node.dtypes))
-    return Graph(nodes, graph.output)
+    weights: Copies = [
+        (weakref.ref(tensor), copy(tensor)) for tensor in (*module.parameters(), *module.buffers())
+    ]
+    return Graph(nodes, graph.output), weights
 
 
-def same_graph(a: Graph, b: Graph) -> bool:
-    """Whether two graphs are the same operations with the same weights, to the bit."""
-    return len(a.nodes) == len(b.nodes) and a.output == b.output and all(
-        m.op is n.op
-        and m.shapes == n.shapes
-        and m.dtypes == n.dtypes
-        and _same((m.args, m.kwargs), (n.args, n.kwargs))
-        for m, n in zip(a.nodes, b.nodes, strict=True)
-    )  # fmt: skip
-
-
-def _same(a: Any, b: Any) -> bool:
-    """Whether two arguments are the same."""
-    if type(a) is not type(b) and not (isinstance(a, Tensor) and isinstance(b, Tensor)):
-        return False
-    if isinstance(a, Tensor):
-        return _same_bits(a, b)
-    if isinstance(a, Repeated):
-        return _same_bits(a.rows, b.rows)
-    if isinstance(a, dict):
-        return list(a) == list(b) and _same(list(a.values()), list(b.values()))
-    if isinstance(a, (list, tuple)):
-        return len(a) == len(b) and all(map(_same, a, b))
-    if isinstance(a, float):
-        return bool(a.hex() == b.hex())  # −0 is another number than 0
-    return bool(a is b or a == b)
-
-
-def _same_bits(a: Tensor, b: Tensor) -> bool:
-    if a.shape != b.shape or a.dtype != b.dtype or a.device != b.device or a.layout != b.layout:
+def _same_bits(a: Tensor | None, b: Tensor) -> bool:
+    """Whether a tensor still exists and has the values of its copy."""
+    if a is None or a.shape != b.shape or a.dtype != b.dtype or a.device != b.device:
         return False
     bits = BITS.get(a.dtype.itemsize)
-    if bits is None or a.layout != torch.strided:
+    if bits is None or a.layout != torch.strided or b.layout != torch.strided:
         return False
     return torch.equal(a.detach().view(bits), b.detach().view(bits))

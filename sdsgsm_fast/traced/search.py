@@ -5,14 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..classifier import Classifier
 from ..noise import noise_like
 from ..numerics import logits_agree, rounding
 from .lower import lower
 from .network import Network
-from .snapshot import Snapshot
+from .state import State
 from .trace import trace
 
 GRADIENT = {torch.float32: 0.02, torch.bfloat16: 0.5}  # of the gradient, by its norm
@@ -79,11 +79,11 @@ class Search(Traced):
         self.strict: Traced | None = None
         if smooth and dtype != own:
             self.strict = Traced(lower(graph, own, images.device, backend), exact=True)
-        self.weights, self.objects = weights_of(classifier.module), Snapshot(classifier.model)
+        self.state = State(classifier.model)
 
     def current(self, classifier: Classifier) -> bool:
         """Whether neither weights nor objects of the model have changed since."""
-        return self.weights == weights_of(classifier.module) and self.objects.unchanged()
+        return self.state.same(State(classifier.model))
 
     def agrees(self, classifier: Classifier, images: Tensor) -> bool:
         """Whether it gives the model's own logits and gradient for an image of noise, uncounted.
@@ -123,16 +123,6 @@ def prepare(
         return search if search.agrees(classifier, images) else None
     except Exception:  # whatever it stumbles over, the model itself runs
         return None
-
-
-def weights_of(module: nn.Module | None) -> Any:
-    """What changes when the weights do; an object like no other where that cannot be told."""
-    if module is None:
-        return object()
-    tensors = [*module.parameters(), *module.buffers()]
-    if any(t.is_inference() for t in tensors):
-        return object()
-    return [(id(t), t._version, t.data_ptr(), t.device, t.dtype) for t in tensors]
 
 
 def _has_functions(node: Any) -> bool:

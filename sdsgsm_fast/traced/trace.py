@@ -9,10 +9,8 @@ A trace costs a few hundredths of a second and neither computes nor allocates.
 from __future__ import annotations
 
 import sys
-import threading
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from types import FunctionType
 from typing import Any
 
 import torch
@@ -22,16 +20,17 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ..classifier import Classifier
+from ..noise import noise_like
+from .effects import EffectError, check_again, check_effects
 from .leaves import leaves, mapped
-from .snapshot import Snapshot
+from .own import OwnState
+from .state import State
 
 BATCHES = (7, 67)
 """Sizes of the two batches: not 1, which broadcasts, and with no quotient or share in common.
 
 The second is beyond what runs at once on a CPU, so that a model that splits its batches is noticed.
 """
-
-_TRACING = threading.Lock()  # the stance of torch.compile is one for all threads
 
 WHOLE = {
     torch._C._nn.scaled_dot_product_attention: torch.ops.aten.scaled_dot_product_attention.default
@@ -176,12 +175,15 @@ class Graph:
 def trace(classifier: Classifier, images: Tensor, *, differentiable: bool = False) -> Graph:
     """Record what the model does with inputs of the images' size, without running it on data.
 
+    Before that an ordinary pass on one image of noise, which is not counted, tells whether the
+    model leaves anything behind that is not its own: such a model is never run without data.
+
     Parameters
     ----------
     classifier
         Its module is expected to be frozen.
     images
-        (B, C, H, W), of which only shape, dtype and device are used.
+        (B, C, H, W), of which only shape, dtype, device and range are used.
     differentiable
         Also refuse what makes the gradient another than that of the operations: parts without
         gradient, hooks on tensors.
@@ -189,12 +191,27 @@ def trace(classifier: Classifier, images: Tensor, *, differentiable: bool = Fals
     Raises
     ------
     TraceError
-        If the model looks at the data, draws random numbers, writes through views, uses an
-        operation without a meta kernel, or does something else for another batch size.
+        If the model looks at the data, draws random numbers, writes through views or outside
+        itself, uses an operation without a meta kernel, or does something else for another batch
+        size.
     """
+    model = _uncompiled(classifier.model)
     # Under inference mode composite operations would be recorded whole, by other names.
-    with _TRACING, torch.inference_mode(False):
-        first, second = (_record(classifier, images, batch, differentiable) for batch in BATCHES)
+    with (
+        torch.inference_mode(False),
+        torch.autocast(images.device.type, enabled=False),
+        torch.set_grad_enabled(differentiable),
+    ):
+        inputs = classifier.inputs(noise_like(images))
+        try:
+            before = _watched(model, inputs, differentiable)
+            first, second = (
+                _record(model, _without_data(inputs, batch), images.device, differentiable)
+                for batch in BATCHES
+            )
+            check_again(model, before)
+        except EffectError as error:
+            raise TraceError(str(error)) from error
     graph = _unify(first, second)
     for node in graph.nodes:
         drawing = node.op is not None and torch.Tag.nondeterministic_seeded in node.op.tags
@@ -203,30 +220,54 @@ def trace(classifier: Classifier, images: Tensor, *, differentiable: bool = Fals
     return graph
 
 
-def _record(classifier: Classifier, images: Tensor, batch: int, differentiable: bool) -> Graph:
-    dtype = classifier.input_dtype(images)
-    inputs = torch.empty(batch, *images.shape[1:], dtype=dtype, device="meta")
-    if differentiable:
-        inputs = inputs.requires_grad_().clone()  # no leaf, so that it may be written
-    recorder = _Recorder(inputs, images.device, differentiable)
+def _uncompiled(model: Any) -> Any:
+    """The model that torch.compile was given, where it was given a whole one."""
+    dynamo = sys.modules.get("torch._dynamo")
+    whole = dynamo is not None and type(model) is dynamo.eval_frame.OptimizedModule
+    return model._orig_mod if whole else model
+
+
+def _watched(model: Any, inputs: Tensor, differentiable: bool) -> State:
+    """Pass once through the model with data; what it reaches."""
+
+    def run() -> None:
+        try:
+            model(_input(inputs, differentiable))
+        except Exception as error:
+            raise TraceError(_told("input: the model cannot run", error)) from error
+
+    return check_effects(model, run)
+
+
+def _told(what: str, error: Exception) -> str:
+    text = (str(error).splitlines() or [""])[0]
+    return f"{what} ({type(error).__name__}: {text})"
+
+
+def _without_data(inputs: Tensor, batch: int) -> Tensor:
+    return torch.empty(batch, *inputs.shape[1:], dtype=inputs.dtype, device="meta")
+
+
+def _input(inputs: Tensor, differentiable: bool) -> Tensor:
+    """What the model gets: no leaf, so that it may be written."""
+    return inputs.detach().clone().requires_grad_(differentiable).clone()
+
+
+def _record(model: Any, inputs: Tensor, device: torch.device, differentiable: bool) -> Graph:
+    inputs = _input(inputs, differentiable)
+    recorder = _Recorder(inputs, device, differentiable)
     random = torch.get_rng_state()
+    own = OwnState(model)
     try:
-        with (
-            _kept(classifier.model),
-            _uncompiled(),
-            torch.autocast(images.device.type, enabled=False),
-            torch.set_grad_enabled(differentiable),
-            recorder,
-            _Wholes(recorder),
-        ):
-            output = classifier.model(inputs)
+        with recorder, _Wholes(recorder):
+            output = model(inputs)
     except TraceError:
         raise
     except Exception as error:  # whatever the model raises, it cannot be traced
-        text = (str(error).splitlines() or [""])[0]
-        raise TraceError(
-            f"{recorder.last}: the model cannot run without data ({type(error).__name__}: {text})"
-        ) from error
+        what = f"{recorder.last}: the model cannot run without data"
+        raise TraceError(_told(what, error)) from error
+    finally:
+        own.restore()
     logits = output if isinstance(output, Tensor) else getattr(output, "logits", None)
     recorder.last = "output"
     if not isinstance(logits, Tensor) or not recorder.made(logits):
@@ -236,25 +277,6 @@ def _record(classifier: Classifier, images: Tensor, batch: int, differentiable: 
     if differentiable and any(t._backward_hooks for t in recorder.tensors()):
         raise TraceError("output: a hook may change the gradient")
     return _alive(Graph(recorder.nodes, recorder.value_of(logits)))
-
-
-def _uncompiled() -> AbstractContextManager[Any]:
-    """Run compiled functions as they were written.
-
-    Where torch.compile was never loaded there are none, and loading it takes two seconds.
-    """
-    loaded = "torch._dynamo" in sys.modules
-    return torch.compiler.set_stance("force_eager") if loaded else nullcontext()
-
-
-@contextmanager
-def _kept(model: Any) -> Iterator[None]:
-    """Undo what a pass leaves on the model's objects, lest tensors without data stay there."""
-    snapshot = Snapshot(model)
-    try:
-        yield
-    finally:
-        snapshot.restore()
 
 
 class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -419,25 +441,26 @@ class _Wholes(TorchFunctionMode):
         if func in WHOLE and _on_meta(args, kwargs):
             return self.recorder.whole(WHOLE[func], args, kwargs)
         if func is F.multi_head_attention_forward:  # no mode sees what it calls
-            with self._attention_recorded():
-                return func(*args, **kwargs)
+            return self._attention_of(func)(*args, **kwargs)
         return func(*args, **kwargs)
 
-    @contextmanager
-    def _attention_recorded(self) -> Iterator[None]:
-        own, thread = F.scaled_dot_product_attention, threading.get_ident()
-        op = WHOLE.get(own)  # none for somebody else's
+    def _attention_of(self, function: Any) -> Any:
+        """A copy of PyTorch's function that calls the recorder for its attention."""
+        own = F.scaled_dot_product_attention
+        if own not in WHOLE or type(function) is not FunctionType:
+            return function  # somebody else's
 
         def attention(*args: Any, **kwargs: Any) -> Any:
-            if op is None or threading.get_ident() != thread or not _on_meta(args, kwargs):
-                return own(*args, **kwargs)
-            return self.recorder.whole(op, args, kwargs)
+            if _on_meta(args, kwargs):
+                return self.recorder.whole(WHOLE[own], args, kwargs)
+            return own(*args, **kwargs)
 
-        F.scaled_dot_product_attention = attention
-        try:
-            yield
-        finally:
-            F.scaled_dot_product_attention = own
+        names = function.__globals__ | {"scaled_dot_product_attention": attention}
+        copy = FunctionType(
+            function.__code__, names, function.__name__, function.__defaults__, function.__closure__
+        )
+        copy.__kwdefaults__ = function.__kwdefaults__
+        return copy
 
 
 def _on_meta(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
