@@ -1,5 +1,6 @@
 # make demo   attack the embedded classifier: table, JSON and figure in ./sdsgsm-demo
-# make test   ruff, mypy and every test
+# make test   ruff, mypy and the tests, also as on a CPU with AVX2 alone
+# make test-all   the same, builds with real compilers and long fuzzing included
 # make bench  the benchmarks of kernels, occlusion and attacks on this machine, an hour
 # All start from a fresh clone: they make .venv, install the pinned versions and build the kernels.
 
@@ -15,13 +16,23 @@ SOURCES := $(shell find $(ROOT)/csrc -type f) $(ROOT)/setup.py $(ROOT)/pyproject
 DEMO_ARGS ?=
 BENCH_ARGS ?=
 
-.PHONY: demo test bench lint clean
+# Tests that depend on what oneDNN does on the CPU, which reads its cap when torch is loaded.
+AVX2_TESTS := $(addprefix $(ROOT)/tests/test_,traced.py incremental.py bfloat16.py kept.py)
+PYTEST := -m pytest -n auto --maxprocesses 8 --dist loadfile -c $(ROOT)/pyproject.toml
+
+.PHONY: demo test test-all bench lint clean
 
 demo: $(VENV)/.installed
 	$(BIN)/sdsgsm demo $(DEMO_ARGS)
 
 test: lint
-	$(BIN)/python -m pytest -n auto --maxprocesses 8 $(ROOT)/tests -c $(ROOT)/pyproject.toml
+	$(BIN)/python $(PYTEST) -m "not slow" $(ROOT)/tests
+	ONEDNN_MAX_CPU_ISA=AVX2 $(BIN)/python $(PYTEST) -m "not slow" --isa avx2 $(AVX2_TESTS)
+
+test-all: lint
+	$(BIN)/python $(PYTEST) $(ROOT)/tests
+	ONEDNN_MAX_CPU_ISA=AVX2 $(BIN)/python $(PYTEST) --isa avx2 $(ROOT)/tests
+	ONEDNN_MAX_CPU_ISA=SSE41 $(BIN)/python $(PYTEST) --isa baseline $(ROOT)/tests
 
 bench: $(VENV)/.installed
 	$(BIN)/python $(ROOT)/bench/update.py $(BENCH_ARGS)

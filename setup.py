@@ -21,6 +21,7 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from setuptools import Extension, setup
@@ -107,6 +108,22 @@ class BuildKernels(build_ext):
         cpu = self.build_cpu()
         log = (folder if in_tree else Path(self.build_temp)) / "_nvcc.log"
         record(folder, cpu=cpu, cuda=self.build_cuda(cpu, log), cuda_architectures=ARCHITECTURES)
+
+    def build_extension(self, extension: Extension) -> None:
+        """Compile the source files side by side."""
+        compile_one, output = self.compiler.compile, []
+
+        def compile_all(files: list[str], *args: object, **options: object) -> list[str]:
+            with ThreadPoolExecutor(os.cpu_count()) as pool:
+                for objects in pool.map(lambda f: compile_one([f], *args, **options), files):
+                    output.extend(objects)
+            return output
+
+        self.compiler.compile = compile_all
+        try:
+            super().build_extension(extension)
+        finally:
+            self.compiler.compile = compile_one
 
     def build_cpu(self) -> str:
         """Compile the CPU module; returns "built" or the reason why not."""

@@ -16,6 +16,18 @@ if not torch.cuda.is_available():
 
 from sdsgsm_fast import occlusion, precision
 
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--isa", help="instruction set of the CPU kernels, one of _native_cpu.isas()")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if config.getoption("--isa"):
+        from sdsgsm_fast import _native_cpu
+
+        _native_cpu.use_isa(config.getoption("--isa"))
+
+
 # Networks that test modules make as they are imported are the same in every process.
 torch.manual_seed(0)
 

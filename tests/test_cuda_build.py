@@ -71,12 +71,12 @@ def test_it_carries_code_for_today_and_ptx_for_newer_gpus(architectures: set[str
     triton = pytest.importorskip("triton")
     tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
 
-    def listed(option: str) -> str:
-        return subprocess.run([tool, option, path], capture_output=True, text=True).stdout
+    def listed(*options: str) -> str:
+        return subprocess.run([tool, *options, path], capture_output=True, text=True).stdout
 
     assert set(re.findall(r"sm_(\d+)", listed("-lelf"))) == architectures
     assert set(re.findall(r"sm_(\d+)", listed("-lptx"))) == {max(architectures, key=int)}
-    assembly = listed("-sass")
+    assembly = listed("-sass", "-arch", f"sm_{max(architectures, key=int)}")
     assert "LDG.E.128" in assembly
     assert "STG.E.128" in assembly
 

@@ -12,6 +12,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 import zoo
+from cpu import onednn_in_bfloat16
 from nets import Looking, convnet, predicted
 from torch import Tensor, nn
 
@@ -139,7 +140,10 @@ def test_transformers(kind: str) -> None:
 def test_products(
     activation: Activation, dtype: torch.dtype, rows: int, inputs: int, outputs: int
 ) -> None:
-    assert runs(torch.ones(inputs, outputs, dtype=dtype)), "on this CPU, or it is not tested"
+    there = dtype == torch.float32 or onednn_in_bfloat16()
+    assert runs(torch.ones(inputs, outputs, dtype=dtype)) == there
+    if not there:
+        return  # PyTorch's own product takes its place: test_transformers
     x = torch.randn(inputs, rows).t()  # not contiguous
     matrix = torch.randn(inputs, outputs) / inputs**0.5
     for bias in (torch.randn(outputs), None):

@@ -34,9 +34,9 @@ ATOMS = frozenset((int, float, complex, bool, str, bytes, type(None)))
 CONTAINERS = (dict, list, tuple, set, frozenset, deque)
 PLAIN = frozenset((*CONTAINERS, OrderedDict))  # without attributes worth a look
 LARGE = 10_000  # entries of a container that is data: its length alone is compared
-MOST = 200_000  # objects; a model that reaches more is not followed
-TRUSTED = frozenset(("torch", "torchgen", "sdsgsm_fast", "numpy", "builtins"))
-"""Packages whose code is not followed."""
+MOST = 20_000  # objects; a model that reaches more is not followed
+TRUSTED = frozenset(("torch", "sdsgsm_fast", "numpy", "builtins", "_pytest"))
+"""Packages whose code is not followed; the last one writes itself into functions with asserts."""
 WITH_STATE = frozenset(("collections", "weakref", "types"))
 """Modules of the standard library whose objects are looked into."""
 ENTRIES = ("forward", "__call__", "__getattr__", "__getitem__", "__iter__", "__torch_function__")
@@ -49,7 +49,7 @@ class State:
     """Everything that a model's code can reach, and what each part of it holds.
 
     The walk starts at the model. It follows attributes, containers, closures, the globals that a
-    function names, and the attributes of classes and modules by the names that occur in that code.
+    function names, also in modules, and the attributes of classes by the names in all that code.
 
     Parameters
     ----------
@@ -112,7 +112,7 @@ class _Walk:
         self.functions: set[int] = set()
         self.compiled = False
         self._words = set(ENTRIES)  # that occur in the code
-        self._spaces: dict[int, tuple[str, Any]] = {}  # classes and modules, searched by word
+        self._spaces: dict[int, tuple[str, Any]] = {}  # classes, searched by word
         self._weights: set[int] = set()  # the modules' dictionaries of tensors
         self._slots: dict[type, list[Any]] = {}
         self._kinds: dict[type, Callable[[str, Any], None] | None] = {}
@@ -139,7 +139,7 @@ class _Walk:
                 raise ValueError(f"the model reaches more than {MOST} objects")
 
     def _search(self) -> None:
-        """Read what classes and modules have under the words of the code."""
+        """Read what classes have under the words of the code."""
         for name, space in list(self._spaces.values()):
             found = {k: v for k, v in vars(space).items() if k in self._words}
             self._note(space, name, list(found.values()))
@@ -154,8 +154,6 @@ class _Walk:
             return self._module
         if issubclass(kind, type):
             return self._class
-        if issubclass(kind, ModuleType):
-            return self._python_module
         if kind in PARTS:
             return lambda name, value: self._hold(value, name, list(PARTS[kind](value)))
         if kind is FunctionType:
@@ -246,11 +244,6 @@ class _Walk:
         if _followed(_text(kind, "__module__")):
             self._spaces[id(kind)] = (_text(kind, "__qualname__"), kind)
 
-    def _python_module(self, name: str, module: ModuleType) -> None:
-        label = str(vars(module).get("__name__", ""))
-        if _followed(label):
-            self._spaces[id(module)] = (label, module)
-
     def _function(self, name: str, function: FunctionType) -> None:
         """Go into the closure and the defaults of a function, and what its code names."""
         name, space = function.__qualname__, function.__globals__
@@ -261,6 +254,7 @@ class _Walk:
         wrapped = "_torchdynamo_orig_callable" in marks  # to be compiled, or never to be
         self.compiled |= wrapped and "_torchdynamo_disable" not in marks
         found: dict[str, Any] = {k: space[k] for k in sorted(named & space.keys())}
+        found |= _in_modules(found, named)
         cells = function.__closure__ or ()
         for label, cell in zip(function.__code__.co_freevars, cells, strict=True):
             with suppress(ValueError):  # a name that has no value yet
@@ -304,6 +298,23 @@ def _looked_into(kind: type) -> bool:
     """Whether objects of a class are looked into."""
     module = _text(kind, "__module__")
     return module in WITH_STATE or _followed(module)
+
+
+def _in_modules(found: dict[str, Any], named: set[str]) -> dict[str, Any]:
+    """What a function names in the modules that it names, as in ``module.name``."""
+    inside = {}
+    modules = list(found.values())
+    while modules:
+        module = modules.pop()
+        if not issubclass(type(module), ModuleType):
+            continue
+        space: dict[str, Any] = ModuleType.__getattribute__(module, "__dict__")
+        label = str(space.get("__name__", ""))
+        for name in sorted(named & space.keys()) if _followed(label) else ():
+            if f"{label}.{name}" not in inside:
+                inside[f"{label}.{name}"] = space[name]
+                modules.append(space[name])
+    return inside
 
 
 def _words(code: CodeType) -> Iterator[str]:
