@@ -21,7 +21,7 @@ from ..windows import Windows
 from .incremental import Runner
 from .plan import Plan, Planner, clean_elements, clean_peak
 
-# Of a chunk. Twice as much frees tensors so large that glibc hands their pages back: a tenth slower.
+# Of a chunk; with twice as much glibc hands pages back that are needed again at once.
 CPU_BYTES = 32 * 2**20
 CPU_CHUNK = (16, 64)
 CPU_CLEAN_BYTES = 256 * 2**20  # of the clean maps of a group of images
