@@ -80,7 +80,7 @@ def cpu_extension() -> Extension:
     """Describe the CPU module.
 
     It is compiled with OpenMP but not linked to a runtime: the one that torch has loaded serves
-    both, so there is one pool of threads (backends/native.py makes sure that there is one).
+    both, so there is one pool of threads (kernels/native.py makes sure that there is one).
     """
     import pybind11
 

@@ -41,10 +41,10 @@ from timing import Rows, parser_of
 from torch import Tensor, nn
 
 from sdsgsm_fast import BIM, PGD, SDSGSM, Attack, Occlusion, SmoothingOnly, decision_domain, ops
-from sdsgsm_fast.images import photo_crops
+from sdsgsm_fast.common.windows import Windows
+from sdsgsm_fast.data.images import photo_crops
+from sdsgsm_fast.data.photonet import MEAN, STD, load_photonet
 from sdsgsm_fast.loop import Loop
-from sdsgsm_fast.photonet import MEAN, STD, load_photonet
-from sdsgsm_fast.windows import Windows
 
 sys.path.append(str(Path(__file__).parents[1] / "scripts"))
 from train_photonet import train

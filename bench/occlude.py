@@ -23,9 +23,9 @@ from timing import Rows, interleaved, parser_of
 from torch import Tensor
 
 from sdsgsm_fast import ops
-from sdsgsm_fast.backends import native, triton
-from sdsgsm_fast.backends.calls import Occlude
-from sdsgsm_fast.windows import Windows
+from sdsgsm_fast.common.windows import Windows
+from sdsgsm_fast.kernels import native, triton
+from sdsgsm_fast.kernels.calls import Occlude
 
 # Images, patch and windows: a chunk in cache, and two that are not.
 CASES = (((1, 3, 32, 32), 4, 64), ((256, 3, 32, 32), 4, 64), ((2, 3, 224, 224), 16, 196))

@@ -38,12 +38,12 @@ from timing import Rows, parser_of
 from torch import Tensor, nn
 
 from sdsgsm_fast import Occlusion, decision_domain, occlusion_map, ops
-from sdsgsm_fast.classifier import Classifier
+from sdsgsm_fast.common.windows import Windows
+from sdsgsm_fast.data.images import photo_crops
+from sdsgsm_fast.data.photonet import MEAN, STD, load_photonet
 from sdsgsm_fast.domains import Clean
-from sdsgsm_fast.images import photo_crops
-from sdsgsm_fast.photonet import MEAN, STD, load_photonet
-from sdsgsm_fast.precision import bfloat16_pays
-from sdsgsm_fast.windows import Windows
+from sdsgsm_fast.model.classifier import Classifier
+from sdsgsm_fast.model.precision import bfloat16_pays
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")

@@ -13,8 +13,8 @@ from typing import Any
 
 import torch
 
-from sdsgsm_fast.machine import machine
-from sdsgsm_fast.report import write_json
+from sdsgsm_fast.cli.report import write_json
+from sdsgsm_fast.common.machine import machine
 
 
 @dataclass(frozen=True)

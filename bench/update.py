@@ -21,8 +21,8 @@ from timing import Rows, Timing, interleaved, parser_of
 from torch import Tensor
 
 from sdsgsm_fast import ops
-from sdsgsm_fast.backends import native, reference, triton
-from sdsgsm_fast.backends.calls import Update
+from sdsgsm_fast.kernels import native, reference, triton
+from sdsgsm_fast.kernels.calls import Update
 
 SHAPES = ((64, 3, 32, 32), (1024, 3, 32, 32), (16384, 3, 32, 32), (64, 3, 224, 224))
 IN_CACHE = 20  # calls in a row of the shape that fits into a cache

@@ -12,11 +12,11 @@ import matplotlib.pyplot as plt
 import torch
 from matplotlib.patches import Rectangle
 
-from sdsgsm_fast.classifier import Classifier
-from sdsgsm_fast.occlusion.plan import Planner
-from sdsgsm_fast.traced.lower import lower
-from sdsgsm_fast.traced.trace import trace
-from sdsgsm_fast.windows import Windows
+from sdsgsm_fast.common.windows import Windows
+from sdsgsm_fast.engine.lower import lower
+from sdsgsm_fast.engine.plan import Planner
+from sdsgsm_fast.engine.trace import trace
+from sdsgsm_fast.model.classifier import Classifier
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "bench"))

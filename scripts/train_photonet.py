@@ -1,6 +1,6 @@
 """Train the embedded classifier on photograph crops: a few minutes on two CPU cores.
 
-    python scripts/train_photonet.py            # writes sdsgsm_fast/photonet.safetensors
+    python scripts/train_photonet.py            # writes sdsgsm_fast/data/photonet.safetensors
 
 Crops vary in scale (32 to 64 pixels resized to 32), brightness, contrast, mirroring and channel
 order, so that the network has to look at structure rather than at colour.
@@ -17,8 +17,8 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from sdsgsm_fast.images import photo_crops
-from sdsgsm_fast.photonet import MEAN, STD, WEIGHTS, PhotoNet
+from sdsgsm_fast.data.images import photo_crops
+from sdsgsm_fast.data.photonet import MEAN, STD, WEIGHTS, PhotoNet
 
 
 def augment(images: Tensor) -> Tensor:

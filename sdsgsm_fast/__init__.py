@@ -6,13 +6,13 @@ adv = SDSGSM(model, eps=8/255)(images, labels)
 heat = occlusion_map(model, images, labels, patch=4)
 """
 
-from . import ops
 from .attack import Attack
+from .common.machine import package_version
 from .domains import Gradient, Occlusion, decision_domain
-from .ensemble import Ensemble
-from .machine import package_version
+from .kernels import ops
 from .metrics import Metrics
-from .occlusion import occlusion_map, occlusion_scores
+from .model.ensemble import Ensemble
+from .occlusion.maps import occlusion_map, occlusion_scores
 from .presets import BIM, FGSM, MIFGSM, PGD, SDSGSM, SmoothingOnly, SpatialOnly
 from .result import AttackResult, Passes
 

@@ -4,27 +4,24 @@ from __future__ import annotations
 
 import math
 import secrets
-import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from functools import partial
+from dataclasses import dataclass, fields, replace
 from typing import Any, TypedDict
 
 import torch
 from torch import Tensor
 
-from . import checks, losses, ops
-from .classifier import Classifier, Model
+from . import losses
+from .common import checks
+from .common.numerics import Setting, compute_dtype
+from .common.progress import Progress, reporter
 from .domains import Clean, Domain, Gradient, Measured, Occlusion, measure
-from .loop import Batch, Flags, Ints, Loop, kind_of, look
-from .numerics import Setting, compute_dtype
-from .precision import bfloat16_pays
-from .progress import Progress, reporter
+from .kernels import ops
+from .loop import Batch, Flags, Ints, Loop, LoopSettings
+from .model.classifier import Classifier, Model
 from .result import AttackResult, Judge, Passes
-from .traced import capture
-from .traced.capture import Captured
-from .traced.search import Search, prepare
+from .search import SearchModel, graphs_possible, spec_of
 
 
 class Settings(TypedDict, total=False):
@@ -56,8 +53,6 @@ class Settings(TypedDict, total=False):
 
 
 CPU_SLOTS = 64
-KINDS = 8  # of images, for which traces are kept
-LEAST_UPDATES = 4  # of an image, for which a trace is worth its time
 CUDA_SLOTS = 4096  # not measured
 
 _END: Any = object()
@@ -203,13 +198,8 @@ class Attack:
         self.cuda_graphs = cuda_graphs
         self.seed = seed
         self.progress = reporter(progress)
-        self._searches: dict[Any, Search] = {}  # by the kind of images
-        self._captured: dict[Any, tuple[Any, Captured]] = {}  # recordings of their passes
+        self.search = SearchModel(self.classifier, cuda_graphs=cuda_graphs)
         self._check_settings()
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Leave out what was traced: a copy traces for itself."""
-        return vars(self) | {"_searches": {}, "_captured": {}}
 
     def __call__(self, images: Tensor, labels: Tensor, *, target: Tensor | None = None) -> Tensor:
         """Adversarial images (B, C, H, W); see `run`."""
@@ -350,7 +340,9 @@ class Attack:
         slots = self.batch_size
         if slots is None:
             slots = CUDA_SLOTS if images.is_cuda else CPU_SLOTS
-        return Loop(self, slots, secrets.randbits(63) if self.seed is None else self.seed)
+        settings = LoopSettings(**{f.name: getattr(self, f.name) for f in fields(LoopSettings)})
+        seed = secrets.randbits(63) if self.seed is None else self.seed
+        return Loop(settings, self.search, slots, seed)
 
     def _prepare(
         self, images: Tensor, labels: Tensor, target: Tensor | None, places: Tensor
@@ -364,8 +356,8 @@ class Attack:
         if not len(exact):
             nothing = Measured(exact.new_empty((0, *exact.shape[2:])))
             return self._prepared(exact, given, judge, places, nothing, labels == labels, None, 0)
-        self._prepare_search(exact)
-        self.classifier.search = self.search_for(exact)
+        self._prepare_model(exact)
+        self.search.use(exact)
         before = self.classifier.forwards
         clean, asked = self._evaluate_clean(exact, labels, target)
         measured = measure(
@@ -412,60 +404,23 @@ class Attack:
         )  # fmt: skip
         return result if p.given.dtype == b.images.dtype else _narrowed(result, p.given)
 
-    def search_for(self, images: Tensor) -> Search | None:
-        """What stands in for the model in a search with images of this kind; None for itself."""
-        return self._searches.get(kind_of(images))
-
-    def captured_for(self, images: Tensor) -> Captured | None:
-        """Recordings of the search's passes with images of this kind; None without."""
-        search, kind = self.search_for(images), kind_of(images)
-        if search is None or not self.cuda_graphs:
-            return None
-        # All that a recording holds on to; the constants are the same objects while they are equal.
-        held = search, self.loss, *self.classifier.normalisation(images)
-        known = self._captured.get(kind)
-        if known is None or any(a is not b for a, b in zip(known[0], held, strict=True)):
-            known = held, Captured(partial(look, self.classifier, self.loss))
-            self._captured[kind] = known
-        return known[1]
-
-    def _prepare_search(self, images: Tensor) -> None:
-        """Trace the model for images of this kind, or look whether an earlier trace still holds."""
-        kind = kind_of(images)
-        found = self._found_search(images, self._searches.pop(kind, None))
-        if found is not None:
-            self._searches[kind] = found
-        elif self.cuda_graphs:
-            warnings.warn(
-                "cuda_graphs: not used, the search is not by a traced model: it cannot be traced, "
-                f"is not in float32, or has fewer than {LEAST_UPDATES} updates",
-                stacklevel=2,
-            )
-        self._searches = dict(list(self._searches.items())[-KINDS:])
-        self._captured = {k: v for k, v in self._captured.items() if k in self._searches}
-
-    def _found_search(self, images: Tensor, known: Search | None) -> Search | None:
-        kind, precision = self.classifier.input_dtype(images), self.classifier.precision
-        many = self.steps * self.restarts >= LEAST_UPDATES
-        if kind != torch.float32 or precision == "float32" or not (many or precision != "auto"):
-            return None
-        reduced = precision == "bfloat16" or bfloat16_pays(images.device)
-        dtype = torch.bfloat16 if reduced else kind
-        return prepare(self.classifier, images, dtype, self.backend, known)
+    def _prepare_model(self, images: Tensor) -> None:
+        """Have the model ready for a search with images like these."""
+        self.search.prepare(images, backend=self.backend, updates=self.steps * self.restarts)
 
     def _model_is_back(self, open_: list[_Prepared], but: Tensor | None = None) -> None:
         """Look at the model again after it was in its owner's hands.
 
-        Not for the kind of `but`, images that are looked at anyway.
+        Not for images like `but`, which are prepared for anyway.
         """
-        kinds = {kind_of(p.batch.images): p.batch.images for p in open_ if p.batch.left}
+        batches = [p.batch.images for p in open_ if p.batch.left]
         if but is not None:
-            kinds.pop(kind_of(but), None)
-        kinds = {kind: images for kind, images in kinds.items() if kind in self._searches}
-        if kinds:
+            batches = [images for images in batches if spec_of(images) != spec_of(but)]
+        prepared = self.search.prepared(batches)
+        if prepared:
             with self._working():
-                for images in kinds.values():
-                    self._prepare_search(images)
+                for images in prepared:
+                    self._prepare_model(images)
 
     def _evaluate_clean(
         self, images: Tensor, labels: Tensor, target: Tensor | None
@@ -590,7 +545,7 @@ class Attack:
             checks.domain_tensor(self.domain, images)
         if isinstance(self.domain, Occlusion):
             self.domain.check(images)
-        if self.cuda_graphs and not capture.possible(images):
+        if self.cuda_graphs and not graphs_possible(images):
             raise ValueError(
                 f"cuda_graphs: expected images on a CUDA device, found them on {images.device}"
             )

@@ -10,11 +10,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from . import checks, losses, ops
-from .classifier import Classifier
-from .occlusion import METHODS, score_windows
-from .progress import Progress
-from .windows import Pair, Windows, as_pair
+from . import losses
+from .common import checks
+from .common.progress import Progress
+from .common.windows import Pair, Windows, as_pair
+from .kernels import ops
+from .model.classifier import Classifier
+from .occlusion.maps import METHODS, score_windows
 
 RULES = ("top", "threshold", "flip", "soft")
 

@@ -3,23 +3,19 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from . import checks, losses, ops
-from .noise import uniform_noise
-from .numerics import Setting, allocation, column
+from .common import checks
+from .common.noise import uniform_noise
+from .common.numerics import Setting, allocation, column
+from .kernels import ops
 from .result import fooled
-
-if TYPE_CHECKING:
-    from .attack import Attack
-    from .classifier import Classifier
+from .search import SearchModel, spec_of
 
 Ints = npt.NDArray[np.int64]
 Flags = npt.NDArray[np.bool_]
@@ -90,6 +86,23 @@ class Batch:
         self.left = len(self.waiting)
 
 
+@dataclass(frozen=True)
+class LoopSettings:
+    """The settings of `Attack` that the loop follows."""
+
+    steps: int
+    restarts: int
+    early_stop: bool
+    random_start: bool
+    relax: float | None
+    gain: float
+    decay: float
+    normalize: str
+    loss: str
+    bounds: tuple[float, float]
+    backend: str
+
+
 class Loop:
     """Attacks images in a fixed number of slots.
 
@@ -100,16 +113,17 @@ class Loop:
 
     Parameters
     ----------
-    attack
-        The settings.
+    settings, model
+        What to do, and whom to ask.
     slots
         Images that are attacked at once.
     seed
         Of the random starts.
     """
 
-    def __init__(self, attack: Attack, slots: int, seed: int) -> None:
-        self.attack, self.classifier, self.slots, self.seed = attack, attack.classifier, slots, seed
+    def __init__(self, settings: LoopSettings, model: SearchModel, slots: int, seed: int) -> None:
+        self.settings, self.model, self.classifier = settings, model, model.classifier
+        self.slots, self.seed = slots, seed
         self.chunk = slots  # images of a pass; halved when a GPU's memory runs out
         self.queue: deque[Batch] = deque()
         self.held: dict[str, Tensor] = {}  # by slot; of these the first are in use
@@ -135,14 +149,14 @@ class Loop:
     def step(self) -> None:
         """Let images into free slots, update all once, and see who is done."""
         self._fill()
-        self.classifier.search = self.attack.search_for(self.held["images"])
+        self.model.use(self.held["images"])
         success, grad = self._look()
-        last = self.used["updates"] == self.attack.steps
-        again = last & ~success & (self.used["restart"] + 1 < self.attack.restarts)
+        last = self.used["updates"] == self.settings.steps
+        again = last & ~success & (self.used["restart"] + 1 < self.settings.restarts)
         done = success | last & ~again
         self._retire(done, success)
         self.grad = self._close_gaps(~done & ~again, again, grad)
-        if self.attack.random_start:
+        if self.settings.random_start:
             self._update(self.grad)
             self._start(np.arange(len(self.grad), len(self.used)))
 
@@ -158,12 +172,12 @@ class Loop:
             grads += self._enter(batch, self.slots - len(self.used))
             if not len(batch.waiting):
                 self.queue.popleft()
-        if grads and not self.attack.random_start:
+        if grads and not self.settings.random_start:
             self._update(torch.cat(grads) if len(grads) > 1 else grads[0])
 
     def _fits(self, batch: Batch) -> bool:
         """Whether a batch's images are of the kind that the slots hold."""
-        same = kind_of(self.held["images"]) == kind_of(batch.images)
+        same = spec_of(self.held["images"]) == spec_of(batch.images)
         return same and (batch.target is None) == ("target" not in self.held)
 
     def _enter(self, batch: Batch, room: int) -> list[Tensor]:
@@ -201,9 +215,9 @@ class Loop:
             for k, v in values.items()
             if isinstance(v, Tensor)
         }
-        if self.attack.search_for(batch.images) is not None:  # its gradients have that layout
+        if self.model.surrogate_for(batch.images) is not None:  # its gradients have that layout
             self.held["images"] = self.held["images"].to(memory_format=torch.channels_last)
-        for name in ("adv", "momentum") if self.attack.decay else ("adv",):
+        for name in ("adv", "momentum") if self.settings.decay else ("adv",):
             self.held[name] = torch.empty_like(self.held["images"])
 
     def _retire(self, done: Flags, success: Flags) -> None:
@@ -215,7 +229,7 @@ class Loop:
             mine, rows = self.used[chosen], self.used["row"][chosen]
             batch.adv[self._index(rows)] = self.held["adv"][self._index(chosen)]
             batch.success[rows] = success[chosen]
-            batch.updates[rows] = mine["restart"] * self.attack.steps + mine["updates"]
+            batch.updates[rows] = mine["restart"] * self.settings.steps + mine["updates"]
             batch.forward[rows] += mine["forward"]
             batch.backward[rows] += mine["backward"]
             batch.left -= len(rows)
@@ -265,46 +279,22 @@ class Loop:
         """Look at some slots; there is no gradient where nobody needs one."""
         adv, labels = self.held["adv"][slots], self.held["labels"][slots]
         target, used = self._of("target", slots), self.used[slots]
-        last = used["updates"] == self.attack.steps
+        last = used["updates"] == self.settings.steps
         used["forward"] += 1
         if last.all():
             logits, passes = self.classifier.verdicts(adv)
             used["forward"] += passes.cpu().numpy() - 1
             return _host(fooled(logits, labels, target)), None
-        logits, gradient = self._evaluate(adv, labels, target)
+        logits, gradient = self.model.evaluate(self.settings.loss, adv, labels, target)
         success = np.zeros(len(adv), dtype=bool)
-        if self.attack.early_stop or last.any():
-            success = _host(fooled(logits, labels, target)) & (self.attack.early_stop | last)
+        if self.settings.early_stop or last.any():
+            success = _host(fooled(logits, labels, target)) & (self.settings.early_stop | last)
         decided = success | last
         sure = self.classifier.sure(logits) if decided.any() else None
         if sure is not None:
             self._judge(slots, success, decided & ~_host(sure))
         going = ~(success | last)
         return success, gradient(going) if going.any() else None
-
-    def _evaluate(
-        self, adv: Tensor, labels: Tensor, target: Tensor | None
-    ) -> tuple[Tensor, Callable[[Flags], Tensor]]:
-        """Logits, and what gives the loss's gradient for some images, and anything for others."""
-        captured = self.attack.captured_for(adv)
-        if captured is not None:
-            self.classifier.forwards += len(adv)
-            logits, grad = captured(adv, labels, *(() if target is None else (target,)))
-            return logits, lambda _: grad
-        # The model itself always meets the same layout, which its rounding may depend on.
-        given = adv.contiguous() if self.classifier.search is None else adv
-        logits, leaf, loss = loss_of(self.classifier, self.attack.loss, given, labels, target)
-        if adv.is_cuda:  # queued before anybody waits for a verdict
-            known = self.classifier.gradient(loss, leaf)
-            return logits, lambda _: known
-
-        def gradient(going: Flags) -> Tensor:
-            # Zeros for the others: the search's layers pass them on without computing them.
-            with torch.enable_grad():
-                kept = loss if going.all() else torch.where(torch.from_numpy(going), loss, 0)
-            return self.classifier.gradient(kept, leaf)
-
-        return logits, gradient
 
     def _judge(self, slots: slice, success: Flags, doubtful: Flags) -> None:
         """Decide as the model does, in its own precision, what is in doubt."""
@@ -323,7 +313,7 @@ class Loop:
         """Step with the first slots, whose gradients these are."""
         if not len(grad):
             return
-        a, slots = self.attack, slice(len(grad))
+        a, slots = self.settings, slice(len(grad))
         ops.update_(
             self.held["adv"][slots], self.held["images"][slots], grad, self._of("domain", slots),
             eps=self._setting("eps", slots), alpha=self._setting("alpha", slots),
@@ -343,7 +333,7 @@ class Loop:
             share = allocation(self._background(mine), self._of("domain", mine))
             moved = images + uniform * (column(self._setting("eps", mine)) * share)
             index = self._index(mine)
-            self.held["adv"][index] = moved.to(images.dtype).clamp(*self.attack.bounds)
+            self.held["adv"][index] = moved.to(images.dtype).clamp(*self.settings.bounds)
             if "momentum" in self.held:
                 self.held["momentum"][index] = 0
 
@@ -360,43 +350,17 @@ class Loop:
 
     def _background(self, slots: slice | Ints) -> Setting:
         """β_t of equation 4; in double, so that one number for all gives the same as many."""
-        base, relax = self._setting("background", slots), self.attack.relax
+        base, relax = self._setting("background", slots), self.settings.relax
         if relax is None:
             return base
         images = self.held["images"]
-        grown = np.minimum(1.0, self.used["updates"][slots] / (relax * self.attack.steps))
+        grown = np.minimum(1.0, self.used["updates"][slots] / (relax * self.settings.steps))
         share = torch.from_numpy(grown).to(images.device)
         base = base.double() if isinstance(base, Tensor) else base
         return (base + (1.0 - base) * share).to(images.dtype)
 
     def _index(self, slots: Ints) -> Tensor:
         return torch.from_numpy(slots).to(self.held["adv"].device)
-
-
-def look(
-    classifier: Classifier, loss: str, images: Tensor, labels: Tensor, target: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
-    """Logits and a loss's gradient of images in a search, uncounted."""
-    forwards = classifier.forwards
-    try:
-        logits, leaf, values = loss_of(classifier, loss, images, labels, target)
-        return logits.detach(), classifier.gradient(values, leaf)
-    finally:
-        classifier.forwards = forwards
-
-
-def loss_of(
-    classifier: Classifier, loss: str, images: Tensor, labels: Tensor, target: Tensor | None
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Logits of images in a search, the leaf to differentiate for, and each image's loss."""
-    logits, leaf = classifier.trace(images, search=True)
-    with torch.enable_grad():
-        return logits, leaf, losses.loss(loss, logits, labels, target)
-
-
-def kind_of(images: Tensor) -> Any:
-    """What images have in common that one trace, and one set of slots, serves."""
-    return images.shape[1:], images.dtype, images.device
 
 
 def _host(flags: Tensor) -> Flags:

@@ -6,7 +6,7 @@ import math
 from typing import TYPE_CHECKING, ClassVar
 
 from .attack import Attack, Settings
-from .classifier import Model
+from .model.classifier import Model
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from . import metrics
-from .classifier import Classifier
+from .model.classifier import Classifier
 
 
 def fooled(logits: Tensor, labels: Tensor, target: Tensor | None) -> Tensor:

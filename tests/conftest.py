@@ -14,7 +14,8 @@ import torch
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
 
-from sdsgsm_fast import occlusion, precision
+from sdsgsm_fast.model import precision
+from sdsgsm_fast.occlusion import maps as occlusion
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

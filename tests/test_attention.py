@@ -11,9 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sdsgsm_fast import _native_cpu
-from sdsgsm_fast.backends import native
-from sdsgsm_fast.traced import attention
-from sdsgsm_fast.traced.attention import Attention
+from sdsgsm_fast.engine import attention
+from sdsgsm_fast.engine.attention import Attention
+from sdsgsm_fast.kernels import native
 
 CASES = [  # batch, heads, queries, keys, values of a query, values of a value
     (1, 1, 1, 1, 1, 1), (2, 3, 7, 5, 4, 4), (1, 2, 6, 16, 16, 16), (3, 1, 13, 65, 64, 64),

@@ -11,8 +11,8 @@ from nets import convnet, predicted
 from torch import Tensor, nn
 
 from sdsgsm_fast import BIM, PGD, SDSGSM, Gradient, SmoothingOnly
-from sdsgsm_fast.classifier import Classifier
-from sdsgsm_fast.traced.search import Search
+from sdsgsm_fast.engine.surrogate import Search
+from sdsgsm_fast.model.classifier import Classifier
 
 pytestmark = pytest.mark.usefixtures("bfloat16_pays")
 
@@ -39,7 +39,7 @@ def test_the_verdict_is_the_models(kind: Any, settings: dict[str, Any]) -> None:
     attack = kind(net, eps=0.05, steps=8, **settings)
     found = attack.run(images, labels)
     strict = kind(net, eps=0.05, steps=8, precision="float32", **settings).run(images, labels)
-    search = attack.search_for(images)
+    search = attack.search.surrogate_for(images)
     assert search is not None
     assert search.dtype == torch.bfloat16
     assert torch.equal(found.skipped, strict.skipped)

@@ -16,8 +16,8 @@ import zoo
 from torch import Tensor
 
 from sdsgsm_fast import BIM, SDSGSM, SmoothingOnly
-from sdsgsm_fast.traced import capture
-from sdsgsm_fast.traced.capture import LARGEST, Captured, Look, rounded
+from sdsgsm_fast.engine import graphs as capture
+from sdsgsm_fast.engine.graphs import LARGEST, Captured, Look, rounded
 
 EPS = 6 / 255
 
@@ -179,10 +179,10 @@ def test_other_constants_are_recorded_again(setting: str, made: list[int]) -> No
     labels = net(images).argmax(1)
     attack = BIM(net, eps=EPS, steps=6, cuda_graphs=True, early_stop=False)
     attack.run(images, labels)
-    first = attack.captured_for(images)
+    first = attack.search.graphs_for(images, attack.loss)
     setattr(attack.classifier, setting, 0.5)
     attack.run(images, labels)
-    assert attack.captured_for(images) is not first
+    assert attack.search.graphs_for(images, attack.loss) is not first
     assert made == [8, 8]
 
 
@@ -201,7 +201,7 @@ def test_recordings_go_with_their_attack_and_their_search(made: list[int]) -> No
     labels = net(images).argmax(1)
     attack = BIM(net, eps=EPS, steps=6, cuda_graphs=True)
     attack.run(images, labels)
-    captured = weakref.ref(attack.captured_for(images))
+    captured = weakref.ref(attack.search.graphs_for(images, attack.loss))
     gc.disable()
     try:
         del attack
@@ -214,7 +214,7 @@ def test_recordings_go_with_their_attack_and_their_search(made: list[int]) -> No
     with pytest.warns(UserWarning, match="cuda_graphs: not used, the search is not by a traced"):
         attack.run(images.double(), labels)
     attack.run(images, labels)
-    assert not attack._captured
+    assert not attack.search._graphs
 
 
 def test_images_on_a_cpu_are_refused() -> None:

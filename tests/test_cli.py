@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from sdsgsm_fast.backends import native
-from sdsgsm_fast.report import write_json, write_text
+from sdsgsm_fast.cli.report import write_json, write_text
+from sdsgsm_fast.kernels import native
 
 
 def sdsgsm(*arguments: str, cwd: Path, code: int = 0) -> subprocess.CompletedProcess[str]:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from sdsgsm_fast.backends import native
+from sdsgsm_fast.kernels import native
 
 ROOT = Path(__file__).parents[1]
 MOST_REGISTERS = 128

@@ -25,7 +25,7 @@ from test_paste import SIZES, by_hand, case
 from torch import Tensor
 
 from sdsgsm_fast import ops
-from sdsgsm_fast.backends import native
+from sdsgsm_fast.kernels import native
 
 pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="g++ was not found")
 

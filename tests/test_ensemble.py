@@ -54,7 +54,7 @@ def test_a_search_traces_all_members_and_notices_their_training() -> None:
     images, labels = batch(model)
     attack = BIM(model, eps=0.1, steps=6)
     before = attack(images, labels)
-    assert attack._searches
+    assert attack.search._surrogates
     with torch.no_grad():
         model.members[1].head.weight.mul_(-3)
     fresh = BIM(copy.deepcopy(model), eps=0.1, steps=6)(images, labels)

@@ -18,11 +18,11 @@ from sdsgsm_fast import (
     Attack,
     Gradient,
     Occlusion,
-    checks,
     decision_domain,
     occlusion_map,
     ops,
 )
+from sdsgsm_fast.common import checks
 
 torch.manual_seed(0)  # for the values below, which name the tests
 IMAGES = torch.rand(4, 3, 16, 16, generator=torch.Generator().manual_seed(0))

@@ -15,9 +15,9 @@ from nets import Looking, convnet, predicted
 from torch import Tensor, nn
 
 from sdsgsm_fast import BIM, SDSGSM, occlusion_scores
-from sdsgsm_fast.classifier import Classifier
-from sdsgsm_fast.traced.effects import _guilty
-from sdsgsm_fast.traced.trace import TraceError, trace
+from sdsgsm_fast.engine.effects import _guilty
+from sdsgsm_fast.engine.trace import TraceError, trace
+from sdsgsm_fast.model.classifier import Classifier
 
 NAMES = (
     "ACTIVATIONS", "DEFAULTS", "USER", "WEAK", "ORDERED", "COUNTS", "LOG", "RECENT", "SHAPES",

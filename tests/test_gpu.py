@@ -18,9 +18,9 @@ from test_paste import SIZES, by_hand
 from test_paste import case as paste_case
 from torch import Tensor
 
-from sdsgsm_fast import SDSGSM, SmoothingOnly, occlusion_map, occlusion_scores, operators, ops
-from sdsgsm_fast.backends import native, triton
-from sdsgsm_fast.traced.capture import Captured
+from sdsgsm_fast import SDSGSM, SmoothingOnly, occlusion_map, occlusion_scores, ops
+from sdsgsm_fast.engine.graphs import Captured
+from sdsgsm_fast.kernels import native, operators, triton
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 
@@ -299,7 +299,7 @@ def test_recorded_passes(precision: str, recwarn: pytest.WarningsRecorder) -> No
         assert (found.success == eager.success).double().mean() >= 0.9
         assert (found.adv - eager.adv).abs().mean() < 5e-3
     assert not [w for w in recwarn if "cuda_graphs" in str(w.message)]
-    captured = attack.captured_for(images)
+    captured = attack.search.graphs_for(images, attack.loss)
     assert captured is not None
     assert captured.replays
     assert not captured.failed

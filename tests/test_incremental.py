@@ -19,18 +19,18 @@ from test_side_effects import same, state
 from torch import Tensor, nn
 
 from sdsgsm_fast import occlusion_map, occlusion_scores
-from sdsgsm_fast.backends import native
-from sdsgsm_fast.classifier import Classifier
-from sdsgsm_fast.occlusion import replay
-from sdsgsm_fast.occlusion.incremental import Runner
-from sdsgsm_fast.occlusion.plan import SHARES, Plan, Planner
-from sdsgsm_fast.traced import layer as layers
-from sdsgsm_fast.traced.convolution import Convolution
-from sdsgsm_fast.traced.layer import Layer
-from sdsgsm_fast.traced.lower import lower
-from sdsgsm_fast.traced.reach import Reach, Span
-from sdsgsm_fast.traced.trace import BATCHES, trace
-from sdsgsm_fast.windows import Windows
+from sdsgsm_fast.common.windows import Windows
+from sdsgsm_fast.engine import compiled as replay
+from sdsgsm_fast.engine import layer as layers
+from sdsgsm_fast.engine.convolution import Convolution
+from sdsgsm_fast.engine.layer import Layer
+from sdsgsm_fast.engine.lower import lower
+from sdsgsm_fast.engine.plan import SHARES, Plan, Planner
+from sdsgsm_fast.engine.reach import Reach, Span
+from sdsgsm_fast.engine.runner import Runner
+from sdsgsm_fast.engine.trace import BATCHES, trace
+from sdsgsm_fast.kernels import native
+from sdsgsm_fast.model.classifier import Classifier
 
 FILL = (0.2, 0.5, 0.7)
 GEOMETRIES = [

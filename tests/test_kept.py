@@ -16,9 +16,10 @@ from nets import Looking
 from torch import Tensor, nn
 
 from sdsgsm_fast import SDSGSM, occlusion_scores
-from sdsgsm_fast.occlusion import replay, scoring
-from sdsgsm_fast.traced.kept import Kept
-from sdsgsm_fast.traced.trace import Graph
+from sdsgsm_fast.engine import compiled as replay
+from sdsgsm_fast.engine.cache import Kept
+from sdsgsm_fast.engine.trace import Graph
+from sdsgsm_fast.occlusion import scoring
 
 SETTINGS: dict[str, Any] = {"patch": 4, "score": "logit"}
 

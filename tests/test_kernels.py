@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from sdsgsm_fast import _native_cpu, ops
-from sdsgsm_fast.windows import Windows
+from sdsgsm_fast.common.windows import Windows
 
 SHAPES = [
     (1, 1, 1, 1),

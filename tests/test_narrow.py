@@ -10,12 +10,12 @@ import torch.nn.functional as F
 import zoo
 from torch import Tensor, nn
 
-from sdsgsm_fast.classifier import Classifier
-from sdsgsm_fast.traced import lower as lowering
-from sdsgsm_fast.traced.lower import lower
-from sdsgsm_fast.traced.narrow import narrowed
-from sdsgsm_fast.traced.network import Network
-from sdsgsm_fast.traced.trace import Graph, trace
+from sdsgsm_fast.engine import lower as lowering
+from sdsgsm_fast.engine.lower import lower
+from sdsgsm_fast.engine.narrow import narrowed
+from sdsgsm_fast.engine.network import Network
+from sdsgsm_fast.engine.trace import Graph, trace
+from sdsgsm_fast.model.classifier import Classifier
 
 Body = Callable[["Tokens", Tensor], Tensor]
 

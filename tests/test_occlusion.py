@@ -11,8 +11,8 @@ from nets import Looking, convnet, linear_net, predicted, strided_net
 from torch import Tensor, nn
 
 from sdsgsm_fast import Occlusion, decision_domain, occlusion_map, occlusion_scores
+from sdsgsm_fast.common.windows import Windows
 from sdsgsm_fast.occlusion import dense
-from sdsgsm_fast.windows import Windows
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
@@ -229,7 +229,7 @@ def test_rules_fall_back_where_nothing_is_sensitive() -> None:
 
 
 def test_the_domain_object_is_a_callable_of_its_own() -> None:
-    from sdsgsm_fast.classifier import Classifier
+    from sdsgsm_fast.model.classifier import Classifier
 
     net, images = convnet(), torch.rand(2, 3, 16, 16)
     labels = predicted(net, images)

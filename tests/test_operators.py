@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 from torch._subclasses import FakeTensorMode
 
-from sdsgsm_fast import operators, ops
+from sdsgsm_fast import ops
+from sdsgsm_fast.kernels import operators
 
 SHAPE = (2, 3, 9, 7)
 NUMBERS = (0.1, 0.02, 0.5, 1.0, 0.9, 0.0, 1.0, 1.0)

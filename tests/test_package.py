@@ -60,7 +60,7 @@ def build(tmp_path: Path, **env: str) -> Path:
 
 ATTACK = """
 import torch, sdsgsm_fast, sys
-from sdsgsm_fast.backends import report
+from sdsgsm_fast.kernels.backends import report
 torch.manual_seed(0)
 model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(192, 4))
 x = torch.rand(6, 3, 8, 8)
@@ -157,7 +157,7 @@ def check_wheel(tmp_path: Path, mode: str, environment: dict[str, str]) -> None:
     info = isolated("-m", "sdsgsm_fast", "info", site=site, cwd=empty)
     assert native.split(":")[0] in info.stdout
     packed = {p.name for p in (site / "sdsgsm_fast").iterdir()}
-    assert {"py.typed", "photonet.safetensors", "_native_cpu.pyi"} <= packed
+    assert {"py.typed", "_native_cpu.pyi", "data"} <= packed
 
 
 def test_a_build_leaves_nothing_of_an_earlier_one(tmp_path: Path, copying: dict[str, str]) -> None:
@@ -225,8 +225,8 @@ class Blocked:
             raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
 sys.meta_path.insert(0, Blocked())
 {ATTACK}
-from sdsgsm_fast.images import photo_crops
-from sdsgsm_fast.photonet import load_photonet
+from sdsgsm_fast.data.images import photo_crops
+from sdsgsm_fast.data.photonet import load_photonet
 for needs_extra in (lambda: photo_crops("test", 1), load_photonet):
     try:
         needs_extra()

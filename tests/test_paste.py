@@ -10,9 +10,9 @@ import torch
 from test_operators import passes
 from torch import Tensor
 
-from sdsgsm_fast import operators, ops
-from sdsgsm_fast.backends import native
-from sdsgsm_fast.backends.calls import Paste
+from sdsgsm_fast import ops
+from sdsgsm_fast.kernels import native, operators
+from sdsgsm_fast.kernels.calls import Paste
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16, torch.float64]
 # channels; map; crop; tile

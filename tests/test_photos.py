@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from sdsgsm_fast.demo import load_scene
-from sdsgsm_fast.images import CLASS_NAMES, PHOTOS, _photographs, _territory, photo_crops
-from sdsgsm_fast.photonet import WEIGHTS, load_photonet
+from sdsgsm_fast.cli.demo import load_scene
+from sdsgsm_fast.data.images import CLASS_NAMES, PHOTOS, _photographs, _territory, photo_crops
+from sdsgsm_fast.data.photonet import WEIGHTS, load_photonet
 
 
 def test_crops_are_balanced_8bit_and_reproducible() -> None:

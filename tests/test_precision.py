@@ -11,7 +11,7 @@ from nets import convnet, predicted
 from torch import Tensor, nn
 
 from sdsgsm_fast import BIM, PGD, SDSGSM, Gradient, Occlusion, _native_cpu, occlusion_scores, ops
-from sdsgsm_fast.classifier import Classifier
+from sdsgsm_fast.model.classifier import Classifier
 
 HALVES = [torch.float16, torch.bfloat16]
 

@@ -26,11 +26,11 @@ from test_winograd import case as convolution_case
 from torch import Tensor
 
 from sdsgsm_fast import _native_cpu, ops
-from sdsgsm_fast.backends import native
-from sdsgsm_fast.backends.calls import NORMALIZE
-from sdsgsm_fast.backends.native import _DTYPES, _grid
-from sdsgsm_fast.traced import winograd
-from sdsgsm_fast.windows import Windows
+from sdsgsm_fast.common.windows import Windows
+from sdsgsm_fast.engine import winograd
+from sdsgsm_fast.kernels import native
+from sdsgsm_fast.kernels.calls import NORMALIZE
+from sdsgsm_fast.kernels.native import _DTYPES, _grid
 
 ROOT = Path(__file__).parents[1]
 ISAS = {"baseline": 0, "avx2": 1, "avx512": 2, "avx512_bf16": 3}

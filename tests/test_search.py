@@ -14,21 +14,15 @@ import zoo
 from nets import Looking, convnet, predicted
 from torch import Tensor, nn
 
-from sdsgsm_fast import (
-    SDSGSM,
-    Occlusion,
-    occlusion,
-    occlusion_map,
-    occlusion_scores,
-    ops,
-    precision,
-)
+from sdsgsm_fast import SDSGSM, Occlusion, occlusion_map, occlusion_scores, ops
+from sdsgsm_fast.common.windows import Windows
+from sdsgsm_fast.data.images import photo_crops
+from sdsgsm_fast.data.photonet import MEAN, STD, load_photonet
 from sdsgsm_fast.domains import Question
-from sdsgsm_fast.images import photo_crops
+from sdsgsm_fast.model import precision
+from sdsgsm_fast.model.precision import bfloat16_pays
+from sdsgsm_fast.occlusion import maps as occlusion
 from sdsgsm_fast.occlusion import scoring
-from sdsgsm_fast.photonet import MEAN, STD, load_photonet
-from sdsgsm_fast.precision import bfloat16_pays
-from sdsgsm_fast.windows import Windows
 
 
 def photos(count: int = 24) -> tuple[nn.Module, Tensor, dict[str, Any]]:

@@ -25,8 +25,8 @@ from sdsgsm_fast import (
     Ensemble,
     Gradient,
     SmoothingOnly,
-)  # fmt: skip
-from sdsgsm_fast.traced.search import Search
+)
+from sdsgsm_fast.engine.surrogate import Search
 
 SETTINGS: dict[str, dict[str, Any]] = {
     "occlusion": {},
@@ -375,7 +375,7 @@ def test_the_model_meets_images_in_their_own_layout(
     for _ in range(2):  # the first one traces
         net.layouts = []
         result = attack.run(images, labels)
-    assert attack.search_for(images) is not None
+    assert attack.search.surrogate_for(images) is not None
     assert result.success.any()
     assert len(net.layouts) > 2
     assert all(net.layouts)

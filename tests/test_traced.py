@@ -17,15 +17,15 @@ from nets import Looking, convnet, predicted
 from torch import Tensor, nn
 
 from sdsgsm_fast import BIM, FGSM, SDSGSM, SmoothingOnly, occlusion_map
-from sdsgsm_fast.classifier import Classifier
-from sdsgsm_fast.noise import noise_like
-from sdsgsm_fast.traced import layer as layers
-from sdsgsm_fast.traced import search as searches
-from sdsgsm_fast.traced.convolution import Convolution
-from sdsgsm_fast.traced.layer import Layer
-from sdsgsm_fast.traced.linear import ACTIVATIONS, Activation, Linear, runs
-from sdsgsm_fast.traced.search import Search, prepare
-from sdsgsm_fast.traced.trace import JUMPS, TraceError, trace
+from sdsgsm_fast.common.noise import noise_like
+from sdsgsm_fast.engine import layer as layers
+from sdsgsm_fast.engine import surrogate as searches
+from sdsgsm_fast.engine.convolution import Convolution
+from sdsgsm_fast.engine.layer import Layer
+from sdsgsm_fast.engine.linear import ACTIVATIONS, Activation, Linear, runs
+from sdsgsm_fast.engine.surrogate import Search, prepare
+from sdsgsm_fast.engine.trace import JUMPS, TraceError, trace
+from sdsgsm_fast.model.classifier import Classifier
 
 CONVOLUTIONS: dict[str, dict[str, Any]] = {
     "winograd": {"padding": (1, 1)},

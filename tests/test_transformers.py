@@ -11,8 +11,8 @@ from nets import Looking, predicted
 from torch import nn
 
 from sdsgsm_fast import BIM, occlusion_scores
-from sdsgsm_fast.classifier import Classifier
-from sdsgsm_fast.traced.trace import trace
+from sdsgsm_fast.engine.trace import trace
+from sdsgsm_fast.model.classifier import Classifier
 
 transformers = pytest.importorskip("transformers")
 

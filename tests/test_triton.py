@@ -14,7 +14,7 @@ from test_kernels import DTYPES, SHAPES, given, run, settings, ulp
 from torch import Tensor
 
 from sdsgsm_fast import ops
-from sdsgsm_fast.windows import Windows
+from sdsgsm_fast.common.windows import Windows
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 KINDS = [dtype for dtype in DTYPES if dtype != torch.float64]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from sdsgsm_fast.windows import Windows
+from sdsgsm_fast.common.windows import Windows
 
 
 @pytest.mark.parametrize("height", [1, 7, 11, 32])

@@ -14,11 +14,11 @@ from test_paste import case as paste_case
 from torch import Tensor
 
 from sdsgsm_fast import _native_cpu, ops
-from sdsgsm_fast.backends import native
-from sdsgsm_fast.backends.calls import Paste
-from sdsgsm_fast.traced import winograd
-from sdsgsm_fast.traced.convolution import Convolution
-from sdsgsm_fast.traced.layer import Layer, written
+from sdsgsm_fast.engine import winograd
+from sdsgsm_fast.engine.convolution import Convolution
+from sdsgsm_fast.engine.layer import Layer, written
+from sdsgsm_fast.kernels import native
+from sdsgsm_fast.kernels.calls import Paste
 
 CASES = [  # batch, channels, outputs, height, width, padding
     (1, 1, 1, 3, 3, (0, 0)), (2, 5, 7, 9, 8, (1, 1)), (3, 33, 70, 8, 11, (0, 0)),

@@ -17,7 +17,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from sdsgsm_fast.backends.triton import (
+from sdsgsm_fast.kernels.triton import (
     occlude_kernel,
     paste_kernel,
     update_kernel,

@@ -10,9 +10,10 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
-from .. import checks, ops
-from ..classifier import Classifier
-from ..windows import Windows
+from ..common import checks
+from ..common.windows import Windows
+from ..kernels import ops
+from ..model.classifier import Classifier
 
 CPU_CHUNK = 64  # copies a forward pass at most
 CPU_BYTES = 100 * 2**10  # of a thread's copies: 16 of 32×32 and 4 of 224×224 were best on 2 threads

@@ -13,10 +13,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .. import checks, losses
-from ..classifier import Classifier
-from ..progress import Progress
-from ..windows import Windows
+from .. import losses
+from ..common import checks
+from ..common.progress import Progress
+from ..common.windows import Windows
+from ..model.classifier import Classifier
 from .dense import batch_size
 
 GROUPS = 8

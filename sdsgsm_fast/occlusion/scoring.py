@@ -8,15 +8,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .. import checks, losses
-from ..classifier import Classifier
-from ..progress import Progress
-from ..traced.kept import Kept
-from ..traced.onednn import onednn_enabled
-from ..traced.trace import Graph, TraceError, trace
-from ..windows import Windows
+from .. import losses
+from ..common import checks
+from ..common.progress import Progress
+from ..common.windows import Windows
+from ..engine.cache import Kept
+from ..engine.compiled import Prepared, Replay
+from ..engine.onednn import onednn_enabled
+from ..engine.trace import Graph, TraceError, trace
+from ..model.classifier import Classifier
 from .dense import Passes
-from .replay import Prepared, Replay
 
 Needed = Callable[[Tensor, Tensor], Tensor]
 """``needed(scores, doubt)``, (B, windows) each → the windows whose doubt leaves a question open."""

@@ -11,8 +11,8 @@ import math
 import torch
 from torch import Tensor
 
-from ..numerics import allocation, column, compute_dtype, normalised
-from ..windows import Windows
+from ..common.numerics import allocation, column, compute_dtype, normalised
+from ..common.windows import Windows
 from .calls import Occlude, Paste, Update
 
 TINY = 1e-20  # the least divisor of equation 5

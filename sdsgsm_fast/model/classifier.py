@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from . import checks
-from .numerics import compute_dtype, normalised
+from ..common import checks
+from ..common.numerics import compute_dtype, normalised
 
 Model = Callable[[Tensor], Any]
 
@@ -61,7 +61,7 @@ class Classifier:
     reduced : bool
         Whether a search without a stand-in runs under bfloat16 autocast.
     search : callable or None
-        Stands in for the model in a search; see `traced.search.Search`.
+        Stands in for the model in a search; see `engine.surrogate.Search`.
     """
 
     def __init__(

@@ -14,7 +14,7 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-from ...windows import Windows
+from ...common.windows import Windows
 from ..calls import Occlude, Paste, Update
 
 

@@ -6,7 +6,7 @@ from types import ModuleType
 
 from torch import Tensor
 
-from .. import checks
+from ..common import checks
 from . import native, reference, triton
 
 NAMES = ("auto", "reference", "native", "triton")

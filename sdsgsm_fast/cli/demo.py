@@ -11,17 +11,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import ops
-from ._optional import require
-from .attack import Attack, Settings
-from .classifier import Classifier
-from .domains import Occlusion
-from .images import CLASS_NAMES, photo_crops
-from .photonet import MEAN, STD, load_photonet
-from .presets import BIM, FGSM, MIFGSM, PGD, SDSGSM, SmoothingOnly, SpatialOnly
-from .progress import Progress
+from ..attack import Attack, Settings
+from ..common.optional import require
+from ..common.progress import Progress
+from ..data.images import CLASS_NAMES, photo_crops
+from ..data.photonet import MEAN, STD, load_photonet
+from ..domains import Occlusion
+from ..kernels import ops
+from ..model.classifier import Classifier
+from ..presets import BIM, FGSM, MIFGSM, PGD, SDSGSM, SmoothingOnly, SpatialOnly
+from ..result import AttackResult
 from .report import Row
-from .result import AttackResult
 
 Factory = Callable[..., Attack]
 

@@ -14,10 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import checks, operators
+from ..common import checks
+from ..common.numerics import Setting, compute_dtype
+from ..common.windows import Pair, as_pair
+from . import operators
 from .backends import NAMES
-from .numerics import Setting, compute_dtype
-from .windows import Pair, as_pair
 
 BACKENDS = NAMES
 NORMALIZE = ("mean_abs", "max_abs", "rms", "none")

@@ -19,7 +19,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ...numerics import Setting
+from ...common.numerics import Setting
 from ..calls import NORMALIZE as NORMALIZE_NUMBERS
 from ..calls import Update
 

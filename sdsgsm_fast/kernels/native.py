@@ -16,8 +16,8 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-from ..numerics import Setting, compute_dtype
-from ..windows import Windows
+from ..common.numerics import Setting, compute_dtype
+from ..common.windows import Windows
 from .calls import NORMALIZE, Occlude, Paste, Update, on_device
 
 INTERFACE = 8  # of the compiled modules; raised whenever their functions change
@@ -223,7 +223,7 @@ def winograd(
     """relu(3×3 convolution of x + bias + other), channels_last on the CPU.
 
     All in float32; or, where `winograd_in_bfloat16`, all in bfloat16 but for the bias. `weight` is
-    that of `traced.winograd.pack`. Tiles are put together as they are read, with zeros beyond the
+    that of `engine.winograd.pack`. Tiles are put together as they are read, with zeros beyond the
     border.
     """
     sizes = (len(out), x.shape[1], out.shape[1], *x.shape[2:], *out.shape[2:], *padding)

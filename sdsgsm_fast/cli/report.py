@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .metrics import Metrics
+from ..metrics import Metrics
 
 COLUMNS = ("attack", "success", "ℓ2", "ℓ∞·255", "SSIM", "8-bit", "updates", "s")
 

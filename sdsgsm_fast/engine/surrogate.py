@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..classifier import Classifier
-from ..noise import noise_like
-from ..numerics import logits_agree, rounding
+from ..common.noise import noise_like
+from ..common.numerics import logits_agree, rounding
+from ..model.classifier import Classifier
 from .lower import lower
 from .network import Network
 from .state import State

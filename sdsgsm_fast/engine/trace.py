@@ -19,8 +19,8 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ..classifier import Classifier
-from ..noise import noise_like
+from ..common.noise import noise_like
+from ..model.classifier import Classifier
 from .effects import EffectError, check_again, check_effects
 from .leaves import leaves, mapped
 from .own import OwnState

@@ -10,8 +10,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..backends import native
-from ..backends.calls import Paste
+from ..kernels import native
+from ..kernels.calls import Paste
 
 PANEL = 64  # outputs, kPanel of csrc/winograd.h
 PRODUCT = 1.4  # time of a product, in those of a direct convolution; measured 0.9 to 1.6

@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..backends import choose, native
-from ..precision import has_amx
+from ..kernels import native
+from ..kernels.backends import choose
+from ..model.precision import has_amx
 
 LONGEST = 4096  # keys; measured up to 4096
 FEWEST = 6  # queries; for fewer the keys are not worth laying out

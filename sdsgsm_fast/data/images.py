@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ._optional import require
+from ..common.optional import require
 
 PHOTOS = (
     "astronaut",

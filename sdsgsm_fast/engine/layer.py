@@ -12,10 +12,10 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from .. import ops
-from ..backends import choose, native
-from ..backends.calls import Paste
-from ..precision import has_amx
+from ..kernels import native, ops
+from ..kernels.backends import choose
+from ..kernels.calls import Paste
+from ..model.precision import has_amx
 from . import linear, winograd
 from .convolution import Convolution, Ints
 from .linear import RELU, Activation, Linear

@@ -14,11 +14,11 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import increment_version
 
-from . import checks
+from ..common import checks
+from ..common.numerics import compute_dtype
+from ..common.windows import Windows
 from .backends import choose
-from .backends.calls import Occlude, Paste, Update
-from .numerics import compute_dtype
-from .windows import Windows
+from .calls import Occlude, Paste, Update
 
 _LIBRARY = torch.library.Library("sdsgsm_fast", "FRAGMENT")
 

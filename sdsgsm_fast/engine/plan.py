@@ -16,10 +16,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..traced.layer import Layer
-from ..traced.network import Network, Step
-from ..traced.reach import Span
-from ..windows import Windows
+from ..common.windows import Windows
+from .layer import Layer
+from .network import Network, Step
+from .reach import Span
 
 SHARES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 """Candidates for the largest share of a map that a step takes as tiles."""

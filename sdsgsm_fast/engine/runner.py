@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..backends.calls import Paste
-from ..traced.layer import Layer, written
-from ..traced.network import channels_last
+from ..kernels.calls import Paste
+from .layer import Layer, written
+from .network import channels_last
 from .plan import Cut, Plan, table
 
 

@@ -10,16 +10,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import checks, ops
-from ..classifier import Classifier
-from ..noise import noise_like
-from ..numerics import compute_dtype, logits_agree
-from ..traced.lower import lower
-from ..traced.network import Network
-from ..traced.trace import Graph, TraceError
-from ..windows import Windows
-from .incremental import Runner
+from ..common import checks
+from ..common.noise import noise_like
+from ..common.numerics import compute_dtype, logits_agree
+from ..common.windows import Windows
+from ..kernels import ops
+from ..model.classifier import Classifier
+from .lower import lower
+from .network import Network
 from .plan import Plan, Planner, clean_elements, clean_peak
+from .runner import Runner
+from .trace import Graph, TraceError
 
 # Of a chunk; with twice as much glibc hands pages back that are needed again at once.
 CPU_BYTES = 32 * 2**20

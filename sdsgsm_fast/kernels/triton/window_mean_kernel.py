@@ -6,7 +6,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ...windows import Windows
+from ...common.windows import Windows
 
 BLOCK = 1024
 

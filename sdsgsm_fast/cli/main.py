@@ -11,9 +11,9 @@ from typing import Annotated
 
 import torch
 
-from . import backends
-from .machine import machine, package_version
-from .progress import Progress
+from ..common.machine import machine, package_version
+from ..common.progress import Progress
+from ..kernels import backends
 
 try:
     import typer

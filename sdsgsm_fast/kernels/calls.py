@@ -8,8 +8,8 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from ..numerics import Setting
-from ..windows import Windows
+from ..common.numerics import Setting
+from ..common.windows import Windows
 
 NORMALIZE = {"none": 0, "mean_abs": 1, "max_abs": 2, "rms": 3}  # the numbers that kernels know
 

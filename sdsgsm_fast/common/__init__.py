@@ -1,0 +1,1 @@
+"""Checks, windows, random numbers and other small things that every layer uses."""

@@ -1,0 +1,1 @@
+"""The embedded photographs and the classifier of them."""

@@ -1,0 +1,1 @@
+"""The user's model as the rest of the package sees it."""

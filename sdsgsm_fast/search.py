@@ -1,0 +1,158 @@
+"""The model as a search asks it: by its traced form where that is faster, judged by itself."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterable
+from functools import partial
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from . import losses
+from .engine import graphs
+from .engine.graphs import Captured
+from .engine.surrogate import Search, prepare
+from .model.classifier import Classifier
+from .model.precision import bfloat16_pays
+
+SPECS = 8  # of images, for which surrogates are kept
+LEAST_UPDATES = 4  # of an image, for which a trace is worth its time
+
+
+class SearchModel:
+    """Logits and gradients for a search, from a surrogate of the model where there is one.
+
+    Parameters
+    ----------
+    classifier
+        The model, which has the last word.
+    cuda_graphs
+        Replay the passes of surrogates as CUDA graphs.
+    """
+
+    def __init__(self, classifier: Classifier, *, cuda_graphs: bool) -> None:
+        self.classifier, self.cuda_graphs = classifier, cuda_graphs
+        self._surrogates: dict[Any, Search] = {}  # by the images' spec
+        self._graphs: dict[Any, tuple[Any, Captured]] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out what was traced: a copy traces for itself."""
+        return vars(self) | {"_surrogates": {}, "_graphs": {}}
+
+    def prepare(self, images: Tensor, *, backend: str, updates: int) -> None:
+        """Trace the model for images like these, or look whether an earlier trace still holds.
+
+        `updates` are the most that an image gets: few are not worth a trace.
+        """
+        spec = spec_of(images)
+        found = self._prepared(images, backend, updates, self._surrogates.pop(spec, None))
+        if found is not None:
+            self._surrogates[spec] = found
+        elif self.cuda_graphs:
+            warnings.warn(
+                "cuda_graphs: not used, the search is not by a traced model: it cannot be traced, "
+                f"is not in float32, or has fewer than {LEAST_UPDATES} updates",
+                stacklevel=2,
+            )
+        self._surrogates = dict(list(self._surrogates.items())[-SPECS:])
+        self._graphs = {k: v for k, v in self._graphs.items() if k in self._surrogates}
+
+    def _prepared(
+        self, images: Tensor, backend: str, updates: int, known: Search | None
+    ) -> Search | None:
+        dtype, precision = self.classifier.input_dtype(images), self.classifier.precision
+        worthwhile = updates >= LEAST_UPDATES or precision != "auto"
+        if dtype != torch.float32 or precision == "float32" or not worthwhile:
+            return None
+        reduced = precision == "bfloat16" or bfloat16_pays(images.device)
+        return prepare(
+            self.classifier, images, torch.bfloat16 if reduced else dtype, backend, known
+        )
+
+    def prepared(self, batches: Iterable[Tensor]) -> list[Tensor]:
+        """Those of some images for whose spec there is a surrogate, one for each spec."""
+        specs = {spec_of(images): images for images in batches}
+        return [images for spec, images in specs.items() if spec in self._surrogates]
+
+    def surrogate_for(self, images: Tensor) -> Search | None:
+        """What is asked instead of the model with images like these; None for the model."""
+        return self._surrogates.get(spec_of(images))
+
+    def use(self, images: Tensor) -> None:
+        """Let the classifier search with the surrogate for images like these."""
+        self.classifier.search = self.surrogate_for(images)
+
+    def graphs_for(self, images: Tensor, loss: str) -> Captured | None:
+        """CUDA graphs of the passes with images like these; None without."""
+        surrogate, spec = self.surrogate_for(images), spec_of(images)
+        if surrogate is None or not self.cuda_graphs:
+            return None
+        # All that a graph holds on to; the constants are the same objects while they are equal.
+        held = surrogate, loss, *self.classifier.normalisation(images)
+        known = self._graphs.get(spec)
+        if known is None or any(a is not b for a, b in zip(known[0], held, strict=True)):
+            known = held, Captured(partial(logits_and_gradient, self.classifier, loss))
+            self._graphs[spec] = known
+        return known[1]
+
+    def evaluate(
+        self, loss: str, adv: Tensor, labels: Tensor, target: Tensor | None
+    ) -> tuple[Tensor, Callable[[npt.NDArray[np.bool_]], Tensor]]:
+        """Logits, and a function that gives the loss's gradient of the images that are flagged.
+
+        What it gives for the other images is arbitrary.
+        """
+        captured = self.graphs_for(adv, loss)
+        if captured is not None:
+            self.classifier.forwards += len(adv)
+            logits, grad = captured(adv, labels, *(() if target is None else (target,)))
+            return logits, lambda _: grad
+        # The model itself always meets the same layout, which its rounding may depend on.
+        given = adv.contiguous() if self.classifier.search is None else adv
+        logits, leaf, values = loss_of(self.classifier, loss, given, labels, target)
+        if adv.is_cuda:  # queued before anybody waits for a verdict
+            known = self.classifier.gradient(values, leaf)
+            return logits, lambda _: known
+
+        def gradient(going: npt.NDArray[np.bool_]) -> Tensor:
+            # Zeros for the others: the surrogate's layers pass them on without computing them.
+            with torch.enable_grad():
+                kept = values if going.all() else torch.where(torch.from_numpy(going), values, 0)
+            return self.classifier.gradient(kept, leaf)
+
+        return logits, gradient
+
+
+def logits_and_gradient(
+    classifier: Classifier, loss: str, images: Tensor, labels: Tensor, target: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Logits and a loss's gradient of images in a search, uncounted."""
+    forwards = classifier.forwards
+    try:
+        logits, leaf, values = loss_of(classifier, loss, images, labels, target)
+        return logits.detach(), classifier.gradient(values, leaf)
+    finally:
+        classifier.forwards = forwards
+
+
+def loss_of(
+    classifier: Classifier, loss: str, images: Tensor, labels: Tensor, target: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Logits of images in a search, the leaf to differentiate for, and each image's loss."""
+    logits, leaf = classifier.trace(images, search=True)
+    with torch.enable_grad():
+        return logits, leaf, losses.loss(loss, logits, labels, target)
+
+
+def spec_of(images: Tensor) -> Any:
+    """What images have in common that one surrogate, and one set of slots, serves."""
+    return images.shape[1:], images.dtype, images.device
+
+
+def graphs_possible(images: Tensor) -> bool:
+    """Whether passes with such images can be recorded as CUDA graphs."""
+    return graphs.possible(images)
