@@ -42,9 +42,7 @@ if not all(architecture.isdigit() for architecture in ARCHITECTURES.split() or [
 
 def sources(*patterns: str) -> list[str]:
     """Source files under csrc, relative to this file as setuptools wants them."""
-    return sorted(
-        str(path.relative_to(ROOT)) for pattern in patterns for path in ROOT.glob(f"csrc/{pattern}")
-    )
+    return sorted(str(path.relative_to(ROOT)) for pattern in patterns for path in ROOT.glob(f"csrc/{pattern}"))
 
 
 def find_nvcc() -> str | None:

@@ -195,9 +195,7 @@ def plain(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
             copy = images.clone()
             copy[:, :, y, x] = 0
             scores.append(clean - model(copy).softmax(1)[rows, labels])
-    heights = ops.window_mean(
-        torch.stack(scores, 1), *images.shape[2:], patch=4, backend="reference"
-    )
+    heights = ops.window_mean(torch.stack(scores, 1), *images.shape[2:], patch=4, backend="reference")
     domain = decision_domain(heights)
     adv, alive = images.clone(), torch.ones_like(labels, dtype=torch.bool)
     for step in range(STEPS + 1):
@@ -276,9 +274,7 @@ def table(
     found, missing = rivals()
     candidates: dict[str, Run] = {**found, **OURS}
     if images.is_cuda:
-        candidates |= {
-            f"{kind.__name__} graphs": ours(kind, cuda_graphs=True) for kind in (BIM, SDSGSM)
-        }
+        candidates |= {f"{kind.__name__} graphs": ours(kind, cuda_graphs=True) for kind in (BIM, SDSGSM)}
     if not quick:
         candidates["plain"] = plain
     few = images[:16], labels[:16]
@@ -309,8 +305,7 @@ def table(
         for candidate, taken in times.items()
     ]  # fmt: skip
     return rows + [
-        {"section": name, "name": k, "batch": count, "seconds": None, "missing": why}
-        for k, why in missing.items()
+        {"section": name, "name": k, "batch": count, "seconds": None, "missing": why} for k, why in missing.items()
     ]
 
 
@@ -342,18 +337,14 @@ class Watch:
         return run
 
 
-def overhead(
-    name: str, model: nn.Module, count: int, size: int | None, rounds: int
-) -> list[dict[str, Any]]:
+def overhead(name: str, model: nn.Module, count: int, size: int | None, rounds: int) -> list[dict[str, Any]]:
     """Share of the time outside the model, with all steps for all images."""
     images = right_images(model, count)[0] if name != "small net" else torch.rand(count, 3, 32, 32)
     images = images.to(next(model.parameters()).device)
     labels = predicted(model, images)
     rows = []
     for precision in ("float32", "auto"):
-        attack = SmoothingOnly(
-            model, precision=precision, early_stop=False, batch_size=size, **SETTINGS
-        )
+        attack = SmoothingOnly(model, precision=precision, early_stop=False, batch_size=size, **SETTINGS)
         attack(images, labels)
         watch = Watch()
         watch.over(attack)
@@ -416,18 +407,18 @@ def stream(model: nn.Module, total: int, each: int, rounds: int) -> list[dict[st
 def share_alive(attack: Attack, images: Tensor, labels: Tensor, each: int, slots: int) -> float:
     """Mean share of the slots in use over a stream's steps."""
     sizes: list[int] = []
-    original = Loop._look
+    original = Loop._evaluate_slots
 
     def look(self: Loop) -> Any:
         sizes.append(len(self.used))
         return original(self)
 
-    Loop._look = look  # type: ignore[method-assign]
+    Loop._evaluate_slots = look  # type: ignore[method-assign]
     try:
         for _ in attack.stream(zip(images.split(each), labels.split(each), strict=True)):
             pass
     finally:
-        Loop._look = original  # type: ignore[method-assign]
+        Loop._evaluate_slots = original  # type: ignore[method-assign]
     return statistics.mean(sizes) / slots
 
 
@@ -468,11 +459,7 @@ def sections(device: str, quick: bool) -> dict[str, Callable[[], list[dict[str, 
     def tables(name: str, make: Callable[[], nn.Module], counts: list[int]) -> list[dict[str, Any]]:
         model = make()
         given = [right_images(model, count) for count in counts]
-        return [
-            row
-            for images, labels in given
-            for row in table(name, model, images, labels, rounds, quick)
-        ]
+        return [row for images, labels in given for row in table(name, model, images, labels, rounds, quick)]
 
     def random(name: str, make: Callable[[], nn.Module], size: int) -> list[dict[str, Any]]:
         model, seeded = make().to(device), torch.Generator().manual_seed(0)

@@ -105,11 +105,7 @@ def measure(case: Case, quick: bool) -> list[dict[str, Any]]:
     """Rows of one case."""
     timed = case.candidates(compiled=not quick)
     expected = case.kernel("reference").float()
-    worst = {
-        name: float((run().float() - expected).abs().max())
-        for name, run in timed.items()
-        if name != "copy"
-    }
+    worst = {name: float((run().float() - expected).abs().max()) for name, run in timed.items() if name != "copy"}
     written = case.out.numel() * case.out.element_size()
     times = interleaved(timed, rounds=5 if quick else max(7, min(50, int(1e9 / written))))
     copy = times["copy"].median

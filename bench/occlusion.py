@@ -10,14 +10,13 @@ spread), times faster than Captum's default, and the largest deviation of the ma
 - captum bf16: Captum around the model under bfloat16 autocast, at its best of the same: the fair
   rival of what searches in bfloat16.
 - batch: all zeroed-out copies in one forward pass.
-- float32, bfloat16, dense (float32 without the incremental plan), midpoint: `occlusion_map`, for
-  another batch of the model that it was called for before; "first" is a model's first call, which
-  also plans, lays out weights and checks.
+- float32, bfloat16, dense (float32 without the incremental plan): `occlusion_map`, for another
+  batch of the model that it was called for before; "first" is a model's first call, which also
+  plans, lays out weights and checks.
 - domain: `Occlusion(rule="top")` at precision "auto"; its deviation is the share of pixels that
   differ from the float32 domain, with the share of windows that were scored twice.
 
-Midpoint is approximate: its row gives Spearman's rank correlation with the exact scores and the
-IoU of the top quarters. Networks have random calibrated weights, but for the embedded classifier.
+Networks have random calibrated weights, but for the embedded classifier.
 """
 
 from __future__ import annotations
@@ -41,7 +40,7 @@ from sdsgsm_fast import Occlusion, decision_domain, occlusion_map, ops
 from sdsgsm_fast.common.windows import Windows
 from sdsgsm_fast.data.images import photo_crops
 from sdsgsm_fast.data.photonet import MEAN, STD, load_photonet
-from sdsgsm_fast.domains import Clean
+from sdsgsm_fast.domains import CleanBatch
 from sdsgsm_fast.model.classifier import Classifier
 from sdsgsm_fast.model.precision import bfloat16_pays
 
@@ -179,9 +178,7 @@ def measured_domain(case: Case) -> Any:
     """The domain of an attack at precision "auto"."""
     classifier = Classifier(case.net)
     with classifier.frozen():
-        clean = Clean(
-            classifier, case.images, case.labels, None, classifier.logits(case.images), None
-        )
+        clean = CleanBatch(classifier, case.images, case.labels, None, classifier.logits(case.images), None)
         return Occlusion(patch=case.patch, stride=case.stride).measure(clean)
 
 
@@ -225,7 +222,7 @@ def measure(case: Case, quick: bool) -> list[dict[str, Any]]:
     candidates: dict[str, Callable[[Case], Tensor]] = {
         "loop": loop, "captum 1": captum(1, False), "float32": ours(precision="float32"),
         "dense": ours(precision="float32", method="dense"), "bfloat16": ours(precision="bfloat16"),
-        "domain": domain, "midpoint": ours(method="midpoint"),
+        "domain": domain,
         "float32 first": ours(precision="float32"),
         "bfloat16 first": ours(precision="bfloat16"),
     }  # fmt: skip
@@ -272,27 +269,14 @@ def measure(case: Case, quick: bool) -> list[dict[str, Any]]:
             again = measured_domain(case).rescored
             windows = len(Windows.over(*case.images.shape[2:], case.patch, case.stride))
             row["rescored"] = 0.0 if again is None else float(again.double().mean()) / windows
-        if name == "midpoint":
-            row |= agreement(results[name], exact)
         rows.append(row)
     return rows
-
-
-def agreement(found: Tensor, exact: Tensor) -> dict[str, float]:
-    """Mean over the images of Spearman's correlation and of the IoU of the top quarters."""
-    a, b = (x.flatten(1).argsort(1).argsort(1).double() for x in (found, exact))
-    a, b = (x - x.mean(1, keepdim=True) for x in (a, b))
-    spearman = (a * b).sum(1) / (a.square().sum(1) * b.square().sum(1)).sqrt()
-    one, other = decision_domain(found).bool(), decision_domain(exact).bool()
-    both, either = (one & other).sum((1, 2)).double(), (one | other).sum((1, 2)).double()
-    return {"spearman": float(spearman.mean()), "iou": float((both / either).mean())}
 
 
 def line(row: dict[str, Any]) -> str:
     """One row as text."""
     extra = {
         "domain": f"pixels differ, {row.get('rescored', 0):.0%} of the windows scored twice",
-        "midpoint": f"Spearman {row.get('spearman', 0):.2f}, IoU {row.get('iou', 0):.2f}",
     }.get(row["name"], f"of {row['of']:.0e}")
     per = "" if row["evaluations"] is None else f" ({row['evaluations']} a pass)"
     return (

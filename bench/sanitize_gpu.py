@@ -41,23 +41,16 @@ def main() -> None:
             domain = torch.rand(batch, *shape[2:], device="cuda")
             for layout in (torch.contiguous_format, torch.channels_last):
                 x, g = (t.contiguous(memory_format=layout) for t in (images, grad))
-                found, expected = (
-                    ops.update(x, x, g, domain, **arguments, backend=b)
-                    for b in (backend, "reference")
-                )
+                found, expected = (ops.update(x, x, g, domain, **arguments, backend=b) for b in (backend, "reference"))
                 check(found[0], expected[0], 2e-6)
                 check(found[1], expected[1], 1e-4)
         images, scores = torch.rand(2, 3, 37, 41, device="cuda"), torch.rand(2, 54, device="cuda")
         for last in (False, True):
             copies = [
-                ops.occlude(images, 3, 20, patch=(8, 5), channels_last=last, backend=b)
-                for b in (backend, "reference")
+                ops.occlude(images, 3, 20, patch=(8, 5), channels_last=last, backend=b) for b in (backend, "reference")
             ]
             check(*copies, 0.0)
-        means = [
-            ops.window_mean(scores, 38, 48, patch=8, stride=(6, 5), backend=b)
-            for b in (backend, "reference")
-        ]
+        means = [ops.window_mean(scores, 38, 48, patch=8, stride=(6, 5), backend=b) for b in (backend, "reference")]
         check(*means, 0.0)
         maps = torch.randn(2, 12, 9, 11, device="cuda")
         crops = torch.randn(40, 12, 4, 4, device="cuda")

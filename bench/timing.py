@@ -66,9 +66,7 @@ def _summary(values: list[float]) -> Timing:
 
 def parser_of(description: str | None) -> argparse.ArgumentParser:
     """Options of every benchmark."""
-    parser = argparse.ArgumentParser(
-        description=description, formatter_class=argparse.RawTextHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="without torch.compile, few rounds")
     parser.add_argument("--json", type=Path, help="write every figure to this file")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
@@ -78,9 +76,7 @@ def parser_of(description: str | None) -> argparse.ArgumentParser:
 class Rows:
     """Rows as they come: printed, and written to a file each time, since a run may end early."""
 
-    def __init__(
-        self, benchmark: str, path: Path | None, line: Callable[[dict[str, Any]], str]
-    ) -> None:
+    def __init__(self, benchmark: str, path: Path | None, line: Callable[[dict[str, Any]], str]) -> None:
         self.found: dict[str, Any] = {"benchmark": benchmark, "machine": machine(), "rows": []}
         self.path, self.line = path, line
 

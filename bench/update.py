@@ -102,9 +102,7 @@ def measure(shape: tuple[int, ...], grad_dtype: torch.dtype, args: argparse.Name
     rounds = max(7, min(200, int(2e8 / values) if not args.quick else 5))
     repeat = IN_CACHE if values < 1e6 else 1
     times: dict[str, Timing] = interleaved(timed, rounds=rounds, repeat=repeat)
-    bytes_of = {
-        name: {"copy": 8 * values, "triad": 16 * values}.get(name, traffic) for name in times
-    }
+    bytes_of = {name: {"copy": 8 * values, "triad": 16 * values}.get(name, traffic) for name in times}
     bandwidth = {name: bytes_of[name] / time.median for name, time in times.items()}
     return [
         {

@@ -16,7 +16,7 @@ namespace sdsgsm {
 
 namespace py = pybind11;
 
-constexpr int kInterface = 8;  // native.py refuses modules of another number
+constexpr int kInterface = 9;  // native.py refuses modules of another number
 
 template <class T = void>
 T* at(uintptr_t address) {

@@ -45,12 +45,6 @@ WinogradKernels winograd_for(DType type) {
   throw std::invalid_argument("type: no Winograd products for it on this machine");
 }
 
-using Tokens4 = std::array<int64_t, 4>;
-
-Tokens tokens_of(const Tokens4& t) {
-  return {at<const void>(uintptr_t(t[0])), t[1], t[2], t[3]};
-}
-
 // One address; or seven, seven sizes, and whether there is one crop for all.
 using Maps = std::vector<int64_t>;
 
@@ -103,16 +97,6 @@ PYBIND11_MODULE(_native_cpu, m) {
   def_occlude<decltype(occlude), int>(m, occlude);
   def_window_mean<decltype(window_mean), int>(m, window_mean);
   def_paste<decltype(paste), int>(m, paste);
-  // Tokens: an address, then the values from one image, head and token to the next.
-  // Sizes: batch, heads, queries, keys, values of a query, values of a value.
-  m.def("attention", [](const Tokens4& query, const Tokens4& key, const Tokens4& value,
-                        uintptr_t out, const std::array<int64_t, 6>& s, double scale, int type,
-                        int threads) {
-    const AttentionCall call{tokens_of(query), tokens_of(key), tokens_of(value), at(out),
-                             s[0], s[1], s[2], s[3], s[4], s[5], float(scale), DType(type)};
-    py::gil_scoped_release released;
-    chosen->attention(call, threads);
-  });
   // Maps: an address, 0 for none; or tiles, as paste() takes them but for `out` and `pad`.
   // Sizes: batch, channels, outputs, in_h, in_w, out_h, out_w, rows above, columns before, points.
   m.def("winograd", [](const Maps& x, uintptr_t weight, uintptr_t bias, const Maps& other,

@@ -43,8 +43,7 @@ def accuracy(net: nn.Module, images: Tensor, labels: Tensor) -> float:
     """Share of `images` that `net` classifies as `labels`."""
     net.eval()
     hits = sum(
-        int((net(normalise(x)).argmax(1) == y).sum())
-        for x, y in zip(images.split(256), labels.split(256), strict=True)
+        int((net(normalise(x)).argmax(1) == y).sum()) for x, y in zip(images.split(256), labels.split(256), strict=True)
     )
     return hits / len(labels)
 

@@ -48,9 +48,7 @@ def occlude(
     threads: int,
     /,
 ) -> None: ...
-def window_mean(
-    scores: int, out: int, batch: int, grid: Sequence[int], type: int, threads: int, /
-) -> None: ...
+def window_mean(scores: int, out: int, batch: int, grid: Sequence[int], type: int, threads: int, /) -> None: ...
 def paste(
     clean: int,
     crops: int,

@@ -16,12 +16,13 @@ from . import losses
 from .common import checks
 from .common.numerics import Setting, compute_dtype
 from .common.progress import Progress, reporter
-from .domains import Clean, Domain, Gradient, Measured, Occlusion, measure
+from .domains import CleanBatch, Domain, DomainResult, Gradient, Occlusion, compute_domain
+from .engine import can_be_recorded
 from .kernels import ops
 from .loop import Batch, Flags, Ints, Loop, LoopSettings
 from .model.classifier import Classifier, Model
-from .result import AttackResult, Judge, Passes
-from .search import SearchModel, graphs_possible, spec_of
+from .result import AttackResult, Passes, Verdict
+from .search import SearchModel, spec_of
 
 
 class Settings(TypedDict, total=False):
@@ -62,14 +63,14 @@ Item = Sequence[Tensor]
 
 
 @dataclass
-class _Prepared:
+class _OpenBatch:
     """A batch ready for the loop, and what its result needs besides."""
 
     batch: Batch
     given: Tensor
     skipped: Tensor
-    measured: Measured
-    judge: Judge
+    domain_result: DomainResult
+    verdict: Verdict
 
 
 class Attack:
@@ -249,9 +250,7 @@ class Attack:
                 self._report(len(images) - prepared.batch.left, len(images))
             return self._result(prepared)
 
-    def stream(
-        self, batches: Iterable[Item], *, device: torch.device | str | None = None
-    ) -> Iterator[AttackResult]:
+    def stream(self, batches: Iterable[Item], *, device: torch.device | str | None = None) -> Iterator[AttackResult]:
         """Attack batch after batch; the next one's images take the slots of those that are done.
 
         Parameters
@@ -285,40 +284,38 @@ class Attack:
             checks.usable("device", device)
         return self._stream(iter(batches), device)
 
-    def _stream(
-        self, batches: Iterator[Item], device: torch.device | str | None
-    ) -> Iterator[AttackResult]:
+    def _stream(self, batches: Iterator[Item], device: torch.device | str | None) -> Iterator[AttackResult]:
         loop: Loop | None = None
-        open_: list[_Prepared] = []
+        open_batches: list[_OpenBatch] = []
         seen, more = 0, True
-        while more or open_:
+        while more or open_batches:
             while more and (loop is None or loop.waiting < loop.slots):
                 item = next(batches, _END)  # with the random state and the model as their owner's
                 if item is _END:
                     more = False
-                    self._model_is_back(open_)
+                    self._model_is_back(open_batches)
                     break
                 images, labels, target = _unpacked(item, device)
-                self._model_is_back(open_, but=images)
+                self._model_is_back(open_batches, but=images)
                 images = images.clone()  # its owner may fill the next one into the same memory
                 self._check_batch(images, labels, target, None)
                 places = torch.arange(seen, seen + len(images))
                 seen += len(images)
                 loop = loop or self._loop(images)
                 with self._working():
-                    open_.append(self._prepare(images, labels, target, places))
-                loop.add(open_[-1].batch)
+                    open_batches.append(self._prepare(images, labels, target, places))
+                loop.add(open_batches[-1].batch)
             with self._working():
-                while loop is not None and loop.busy and all(p.batch.left for p in open_):
+                while loop is not None and loop.busy and all(p.batch.left for p in open_batches):
                     loop.step()
                     self._report(seen - loop.waiting - len(loop.used), seen)
                     if more and loop.waiting < loop.slots:
                         break
-                finished = [self._result(p) for p in open_ if not p.batch.left]
-            open_ = [p for p in open_ if p.batch.left]
+                finished = [self._result(p) for p in open_batches if not p.batch.left]
+            open_batches = [p for p in open_batches if p.batch.left]
             yield from finished
             if finished:
-                self._model_is_back(open_)
+                self._model_is_back(open_batches)
 
     @contextmanager
     def _working(self) -> Iterator[None]:
@@ -344,63 +341,61 @@ class Attack:
         seed = secrets.randbits(63) if self.seed is None else self.seed
         return Loop(settings, self.search, slots, seed)
 
-    def _prepare(
-        self, images: Tensor, labels: Tensor, target: Tensor | None, places: Tensor
-    ) -> _Prepared:
+    def _prepare(self, images: Tensor, labels: Tensor, target: Tensor | None, places: Tensor) -> _OpenBatch:
         """One look at clean images serves the skipping, the domain and the first step."""
         given = images.clone() if images.is_inference() else images.detach()
         exact = given.to(compute_dtype(given)).as_subclass(Tensor)
         labels = labels.clone().long().as_subclass(Tensor)
         target = None if target is None else target.clone().long().as_subclass(Tensor)
-        judge = Judge(self.classifier, labels, target)
+        verdict = Verdict(self.classifier, labels, target)
         if not len(exact):
-            nothing = Measured(exact.new_empty((0, *exact.shape[2:])))
-            return self._prepared(exact, given, judge, places, nothing, labels == labels, None, 0)
+            nothing = DomainResult(exact.new_empty((0, *exact.shape[2:])))
+            return self._prepared(exact, given, verdict, places, nothing, labels == labels, None, 0)
         self._prepare_model(exact)
         self.search.use(exact)
         before = self.classifier.forwards
         clean, asked = self._evaluate_clean(exact, labels, target)
-        measured = measure(
+        domain_result = compute_domain(
             self.domain, clean,
             backend=self.backend, max_memory=self.max_memory, progress=self.progress,
         )  # fmt: skip
-        again = 0 if measured.rescored is None else measured.rescored
+        again = 0 if domain_result.rescored is None else domain_result.rescored
         apart = asked + again
         common = self.classifier.forwards - before - int(apart.sum())
         forward = math.ceil(common / len(exact)) + apart
         correct = clean.predicted == labels
         grad = None if self.random_start else clean.grad
-        return self._prepared(exact, given, judge, places, measured, correct, grad, forward)
+        return self._prepared(exact, given, verdict, places, domain_result, correct, grad, forward)
 
     def _prepared(
-        self, images: Tensor, given: Tensor, judge: Judge, places: Tensor, measured: Measured,
+        self, images: Tensor, given: Tensor, verdict: Verdict, places: Tensor, domain_result: DomainResult,
         correct: Tensor, grad: Tensor | None, forward: int | Tensor,
-    ) -> _Prepared:  # fmt: skip
+    ) -> _OpenBatch:  # fmt: skip
         """Put together what the loop takes."""
         moves = (torch.as_tensor(self.eps) > 0).to(correct.device)
         by_gradient = isinstance(self.domain, Gradient)
         none = torch.zeros(len(images), dtype=torch.int64)
         batch = Batch(
-            images, judge.labels, judge.target, None if self.domain is None else measured.domain,
+            images, verdict.labels, verdict.target, None if self.domain is None else domain_result.domain,
             _on(images, self.eps), _on(images, self.alpha), _on(images, self.background), grad,
             places.cpu().long().numpy(), (correct & moves).cpu().numpy(),
             (none + torch.as_tensor(forward).cpu()).numpy(), (none + by_gradient).numpy(),
             shared=by_gradient,
         )  # fmt: skip
-        return _Prepared(batch, given, ~correct, measured, judge)
+        return _OpenBatch(batch, given, ~correct, domain_result, verdict)
 
-    def _result(self, p: _Prepared) -> AttackResult:
+    def _result(self, p: _OpenBatch) -> AttackResult:
         """Everything that was found out about a batch."""
         b = p.batch
 
-        def there(values: Ints | Flags) -> Tensor:
+        def on_device(values: Ints | Flags) -> Tensor:
             return torch.from_numpy(values).to(p.skipped.device)
 
         result = AttackResult(
-            adv=b.adv, success=there(b.success), skipped=p.skipped, updates=there(b.updates),
-            domain=p.measured.domain, scores=p.measured.scores, rescored=p.measured.rescored,
-            passes=Passes(there(b.forward), there(b.backward)), index=there(b.places.copy()),
-            images=b.images, bounds=self.bounds, judge=p.judge,
+            adv=b.adv, success=on_device(b.success), skipped=p.skipped, updates=on_device(b.updates),
+            domain=p.domain_result.domain, scores=p.domain_result.scores, rescored=p.domain_result.rescored,
+            passes=Passes(on_device(b.forward), on_device(b.backward)), index=on_device(b.places.copy()),
+            images=b.images, bounds=self.bounds, judge=p.verdict,
         )  # fmt: skip
         return result if p.given.dtype == b.images.dtype else _narrowed(result, p.given)
 
@@ -408,12 +403,12 @@ class Attack:
         """Have the model ready for a search with images like these."""
         self.search.prepare(images, backend=self.backend, updates=self.steps * self.restarts)
 
-    def _model_is_back(self, open_: list[_Prepared], but: Tensor | None = None) -> None:
+    def _model_is_back(self, open_batches: list[_OpenBatch], but: Tensor | None = None) -> None:
         """Look at the model again after it was in its owner's hands.
 
         Not for images like `but`, which are prepared for anyway.
         """
-        batches = [p.batch.images for p in open_ if p.batch.left]
+        batches = [p.batch.images for p in open_batches if p.batch.left]
         if but is not None:
             batches = [images for images in batches if spec_of(images) != spec_of(but)]
         prepared = self.search.prepared(batches)
@@ -422,9 +417,7 @@ class Attack:
                 for images in prepared:
                     self._prepare_model(images)
 
-    def _evaluate_clean(
-        self, images: Tensor, labels: Tensor, target: Tensor | None
-    ) -> tuple[Clean, Tensor]:
+    def _evaluate_clean(self, images: Tensor, labels: Tensor, target: Tensor | None) -> tuple[CleanBatch, Tensor]:
         """Logits of the clean images and, where somebody needs it, the loss's gradient.
 
         Also, for each image, how often the model itself was asked because the search was in doubt.
@@ -445,7 +438,7 @@ class Attack:
                 self.classifier.forwards = forwards
         logits, grads, asked = (list(x) for x in zip(*found, strict=True))
         grad = torch.cat(grads) if needs_grad else None
-        clean = Clean(self.classifier, images, labels, target, torch.cat(logits), grad)
+        clean = CleanBatch(self.classifier, images, labels, target, torch.cat(logits), grad)
         return clean, torch.cat(asked)
 
     def _evaluate(
@@ -508,8 +501,7 @@ class Attack:
         width = self.bounds[1] - self.bounds[0]
         if not isinstance(self.eps, Tensor) and self.eps > width * (1 + checks.TOLERANCE):
             raise ValueError(
-                f"eps: expected at most {width:g}, the width of bounds, found {self.eps:g}; "
-                "8/255 of it is usual"
+                f"eps: expected at most {width:g}, the width of bounds, found {self.eps:g}; 8/255 of it is usual"
             )
         if bool((torch.as_tensor(self.background) > 1).any()):
             raise ValueError(f"background: expected values in [0, 1], found {self.background}")
@@ -520,9 +512,7 @@ class Attack:
                 f"found {type(self.domain).__name__}"
             )
 
-    def _check_batch(
-        self, images: Tensor, labels: Tensor, target: Tensor | None, index: Tensor | None
-    ) -> None:
+    def _check_batch(self, images: Tensor, labels: Tensor, target: Tensor | None, index: Tensor | None) -> None:
         checks.image_batch("images", images)
         checks.kernel_dtype("images", images.dtype)
         checks.values_in_bounds(images, self.bounds)
@@ -531,8 +521,7 @@ class Attack:
             checks.class_indices("target", target, images)
             if bool((target == labels).any()):
                 raise ValueError(
-                    "target: expected classes other than labels, "
-                    f"found the same for {checks.named(target == labels)}"
+                    f"target: expected classes other than labels, found the same for {checks.named(target == labels)}"
                 )
         for name in ("eps", "alpha", "background"):
             value = getattr(self, name)
@@ -545,22 +534,15 @@ class Attack:
             checks.domain_tensor(self.domain, images)
         if isinstance(self.domain, Occlusion):
             self.domain.check(images)
-        if self.cuda_graphs and not graphs_possible(images):
-            raise ValueError(
-                f"cuda_graphs: expected images on a CUDA device, found them on {images.device}"
-            )
+        if self.cuda_graphs and not can_be_recorded(images):
+            raise ValueError(f"cuda_graphs: expected images on a CUDA device, found them on {images.device}")
         self.classifier.check(images)
 
 
-def _unpacked(
-    item: Item, device: torch.device | str | None
-) -> tuple[Tensor, Tensor, Tensor | None]:
+def _unpacked(item: Item, device: torch.device | str | None) -> tuple[Tensor, Tensor, Tensor | None]:
     """Images, labels and target of an item of a stream."""
     if not isinstance(item, (tuple, list)) or len(item) not in (2, 3):
-        raise TypeError(
-            "batches: expected (images, labels) or (images, labels, target), "
-            f"found {type(item).__name__}"
-        )
+        raise TypeError(f"batches: expected (images, labels) or (images, labels, target), found {type(item).__name__}")
     for name, value in zip(("images", "labels", "target"), item, strict=False):
         checks.tensor(name, value)
     if device is None:

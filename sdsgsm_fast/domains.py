@@ -25,7 +25,7 @@ DomainFunction = Callable[[Classifier, Tensor, Tensor], Tensor]
 
 
 @dataclass(frozen=True)
-class Clean:
+class CleanBatch:
     """What is known of a batch before the attack: the evaluation of the clean images.
 
     Attributes
@@ -52,7 +52,7 @@ class Clean:
 
 
 @dataclass(frozen=True)
-class Measured:
+class DomainResult:
     """A domain m (B, H, W), and what `Occlusion` found out.
 
     That is the scores S (B, rows, cols) and, where it searched in bfloat16, how many windows of
@@ -107,9 +107,7 @@ def decision_domain(
     """
     _check_rule(rule, coverage, threshold)
     if map.ndim != 3 or not map.is_floating_point():
-        raise ValueError(
-            f"map: expected a floating (B, H, W), found {map.dtype} of shape {tuple(map.shape)}"
-        )
+        raise ValueError(f"map: expected a floating (B, H, W), found {map.dtype} of shape {tuple(map.shape)}")
     if not bool(map.isfinite().all()):
         raise ValueError("map: expected finite values")
     if not map.numel():
@@ -137,9 +135,7 @@ def top_count(coverage: float, pixels: int) -> int:
     return max(1, math.ceil(round(coverage * pixels, 9)))
 
 
-def _flip(
-    map: Tensor, coverage: float, flips: Tensor | None, patch: Pair | None, stride: Pair | None
-) -> Tensor:
+def _flip(map: Tensor, coverage: float, flips: Tensor | None, patch: Pair | None, stride: Pair | None) -> Tensor:
     if flips is None or patch is None:
         raise ValueError("flips: rule 'flip' needs flips and patch")
     windows = Windows.over(map.shape[1], map.shape[2], patch, stride)
@@ -158,7 +154,7 @@ def _check_rule(rule: str, coverage: float, threshold: float) -> None:
 
 
 @dataclass(frozen=True)
-class Question:
+class UndecidedWindows:
     """Which windows' exact scores a domain needs, given how far each score may be off."""
 
     windows: Windows
@@ -170,17 +166,13 @@ class Question:
     def heights(self, scores: Tensor) -> Tensor:
         """Equation 2, (B, H, W)."""
         w = self.windows
-        return ops.window_mean(
-            scores, w.height, w.width, patch=w.patch, stride=w.stride, backend=self.backend
-        )
+        return ops.window_mean(scores, w.height, w.width, patch=w.patch, stride=w.stride, backend=self.backend)
 
     def __call__(self, scores: Tensor, doubt: Tensor) -> Tensor:
         """Windows in doubt over a pixel whose place the doubt leaves open, (B, windows) bool."""
         heights, off = self.heights(scores).flatten(1), self.heights(doubt).flatten(1)
         open_ = self._near_top if self.rule == "top" else self._near_threshold
-        pixels = open_(heights - off, heights + off).view(
-            -1, self.windows.height, self.windows.width
-        )
+        pixels = open_(heights - off, heights + off).view(-1, self.windows.height, self.windows.width)
         return self._covering(pixels) & (doubt > 0)
 
     def _near_top(self, low: Tensor, high: Tensor) -> Tensor:
@@ -223,7 +215,7 @@ class Occlusion:
     rule, coverage, threshold
         As in `decision_domain`.
     method
-        "auto", "dense", "incremental" or "midpoint" (approximate), as in `occlusion_scores`.
+        "auto", "dense" or "incremental", as in `occlusion_scores`.
 
     Raises
     ------
@@ -248,8 +240,6 @@ class Occlusion:
 
     def __post_init__(self) -> None:
         checks.choice("method", self.method, METHODS)
-        if self.method == "midpoint" and self.rule == "flip":
-            raise ValueError("method: 'midpoint' cannot tell which windows flip the class")
         patch = as_pair("patch", self.patch)
         Windows.over(*patch, patch, self.stride)
         checks.choice("score", self.score, losses.SCORES)
@@ -269,33 +259,33 @@ class Occlusion:
         self.check(images)
         with classifier.frozen():
             logits = classifier.logits(images)
-            clean = Clean(classifier, images, labels, None, logits, None)
+            clean = CleanBatch(classifier, images, labels, None, logits, None)
             return self.measure(clean).domain
 
     def measure(
         self,
-        clean: Clean,
+        clean: CleanBatch,
         *,
         backend: str = "auto",
         max_memory: int | None = None,
         progress: Progress | None = None,
-    ) -> Measured:
+    ) -> DomainResult:
         """Domain and scores; c is the true class, or the predicted one of a targeted attack."""
         images = clean.images
         windows = self.windows(images)
         classes = clean.labels if clean.target is None else clean.predicted
-        question = Question(windows, self.rule, self.coverage, self.threshold, backend)
+        undecided = UndecidedWindows(windows, self.rule, self.coverage, self.threshold, backend)
         found = score_windows(
             clean.classifier, images, classes, clean.logits,
             windows=windows, score=self.score, fill=self.fill, method=self.method,
             backend=backend, max_memory=max_memory, progress=progress,
-            needed=question if self.rule in ("top", "threshold") else None,
+            undecided=undecided if self.rule in ("top", "threshold") else None,
         )  # fmt: skip
         domain = decision_domain(
-            question.heights(found.scores), rule=self.rule, coverage=self.coverage,
+            undecided.heights(found.scores), rule=self.rule, coverage=self.coverage,
             threshold=self.threshold, flips=found.flips, patch=self.patch, stride=self.stride,
         )  # fmt: skip
-        return Measured(domain, found.scores, found.rescored)
+        return DomainResult(domain, found.scores, found.rescored)
 
 
 @dataclass(frozen=True)
@@ -342,14 +332,14 @@ class Gradient:
 Domain = Occlusion | Gradient | Tensor | DomainFunction | None
 
 
-def measure(
+def compute_domain(
     domain: Domain,
-    clean: Clean,
+    clean: CleanBatch,
     *,
     backend: str,
     max_memory: int | None,
     progress: Progress | None,
-) -> Measured:
+) -> DomainResult:
     """Domain of a batch from whatever the user gave, without gradient.
 
     Raises
@@ -359,14 +349,14 @@ def measure(
     """
     images = clean.images
     if domain is None:
-        return Measured(images.new_ones((1, *images.shape[2:])).expand(len(images), -1, -1))
+        return DomainResult(images.new_ones((1, *images.shape[2:])).expand(len(images), -1, -1))
     if isinstance(domain, Tensor):
-        return Measured(domain.detach())
+        return DomainResult(domain.detach())
     if isinstance(domain, Occlusion):
         return domain.measure(clean, backend=backend, max_memory=max_memory, progress=progress)
     if isinstance(domain, Gradient) and clean.grad is not None:
-        return Measured(domain.of(clean.grad))
+        return DomainResult(domain.of(clean.grad))
     with torch.enable_grad():
         mask = domain(clean.classifier, images.clone(), clean.labels)
     checks.domain_tensor(mask, images)
-    return Measured(mask.detach())
+    return DomainResult(mask.detach())

@@ -21,12 +21,11 @@ Ints = npt.NDArray[np.int64]
 Flags = npt.NDArray[np.bool_]
 
 SLOT = np.dtype(
-    [("owner", object)]
-    + [(k, np.int64) for k in ("row", "place", "restart", "updates", "forward", "backward")]
+    [("owner", object)] + [(k, np.int64) for k in ("row", "place", "restart", "updates", "forward", "backward")]
 )
 """What the host keeps of a slot: its image's batch, row and place, and counts."""
 
-HELD = ("images", "labels", "target", "domain", "eps", "alpha", "background")
+SLOT_DATA = ("images", "labels", "target", "domain", "eps", "alpha", "background")
 """What a slot holds of its image, where it is a tensor; "adv" and "momentum" besides."""
 
 
@@ -126,7 +125,7 @@ class Loop:
         self.slots, self.seed = slots, seed
         self.chunk = slots  # images of a pass; halved when a GPU's memory runs out
         self.queue: deque[Batch] = deque()
-        self.held: dict[str, Tensor] = {}  # by slot; of these the first are in use
+        self.slot_data: dict[str, Tensor] = {}  # by slot; of these the first are in use
         self.numbers: dict[str, float] = {}  # those of ε, α and β that are one for all
         self.used = np.zeros(0, dtype=SLOT)
         self.grad: Tensor | None = None  # of the slots in use, until they are updated
@@ -149,8 +148,8 @@ class Loop:
     def step(self) -> None:
         """Let images into free slots, update all once, and see who is done."""
         self._fill()
-        self.model.use(self.held["images"])
-        success, grad = self._look()
+        self.model.use(self.slot_data["images"])
+        success, grad = self._evaluate_slots()
         last = self.used["updates"] == self.settings.steps
         again = last & ~success & (self.used["restart"] + 1 < self.settings.restarts)
         done = success | last & ~again
@@ -177,8 +176,8 @@ class Loop:
 
     def _fits(self, batch: Batch) -> bool:
         """Whether a batch's images are of the kind that the slots hold."""
-        same = spec_of(self.held["images"]) == spec_of(batch.images)
-        return same and (batch.target is None) == ("target" not in self.held)
+        same = spec_of(self.slot_data["images"]) == spec_of(batch.images)
+        return same and (batch.target is None) == ("target" not in self.slot_data)
 
     def _enter(self, batch: Batch, room: int) -> list[Tensor]:
         """Put the next images into slots; returns their gradients where they are known."""
@@ -189,12 +188,12 @@ class Loop:
         slots = slice(first, first + len(rows))
         in_order = rows[-1] - rows[0] == len(rows) - 1  # copied at once rather than gathered
         index = slice(rows[0], rows[-1] + 1) if in_order else self._index(rows)
-        for name in HELD:
-            if name in self.held:
-                self.held[name][slots] = getattr(batch, name)[index]
-        self.held["adv"][slots] = self.held["images"][slots]
-        if "momentum" in self.held:
-            self.held["momentum"][slots] = 0
+        for name in SLOT_DATA:
+            if name in self.slot_data:
+                self.slot_data[name][slots] = getattr(batch, name)[index]
+        self.slot_data["adv"][slots] = self.slot_data["images"][slots]
+        if "momentum" in self.slot_data:
+            self.slot_data["momentum"][slots] = 0
         new = np.zeros(len(rows), dtype=SLOT)
         new["owner"], new["row"], new["place"] = batch, rows, batch.places[rows]
         self.used = np.concatenate((self.used, new))
@@ -208,17 +207,15 @@ class Loop:
 
     def _allocate(self, batch: Batch) -> None:
         """Make room for images of a new kind; no slot is in use."""
-        values = {name: getattr(batch, name) for name in HELD}
+        values = {name: getattr(batch, name) for name in SLOT_DATA}
         self.numbers = {k: v for k, v in values.items() if isinstance(v, float)}
-        self.held = {
-            k: v[:1].new_empty((self.slots, *v.shape[1:]))
-            for k, v in values.items()
-            if isinstance(v, Tensor)
+        self.slot_data = {
+            k: v[:1].new_empty((self.slots, *v.shape[1:])) for k, v in values.items() if isinstance(v, Tensor)
         }
         if self.model.surrogate_for(batch.images) is not None:  # its gradients have that layout
-            self.held["images"] = self.held["images"].to(memory_format=torch.channels_last)
+            self.slot_data["images"] = self.slot_data["images"].to(memory_format=torch.channels_last)
         for name in ("adv", "momentum") if self.settings.decay else ("adv",):
-            self.held[name] = torch.empty_like(self.held["images"])
+            self.slot_data[name] = torch.empty_like(self.slot_data["images"])
 
     def _retire(self, done: Flags, success: Flags) -> None:
         """Hand the results of images that are done to their batches."""
@@ -227,7 +224,7 @@ class Loop:
         for batch in {id(owner): owner for owner in owners}.values():
             chosen = slots[[owner is batch for owner in owners]]
             mine, rows = self.used[chosen], self.used["row"][chosen]
-            batch.adv[self._index(rows)] = self.held["adv"][self._index(chosen)]
+            batch.adv[self._index(rows)] = self.slot_data["adv"][self._index(chosen)]
             batch.success[rows] = success[chosen]
             batch.updates[rows] = mine["restart"] * self.settings.steps + mine["updates"]
             batch.forward[rows] += mine["forward"]
@@ -240,21 +237,21 @@ class Loop:
         if ready < len(self.used):
             kept = np.concatenate((going.nonzero()[0], again.nonzero()[0]))
             index = self._index(kept)
-            for value in self.held.values():
+            for value in self.slot_data.values():
                 value[: len(kept)] = value[index]
             grad = None if grad is None else grad[index[:ready]]
             self.used = self.used[kept]
             self.used["restart"][ready:] += 1
             self.used["updates"][ready:] = 0
         if grad is None:
-            return self.held["adv"][:0]
+            return self.slot_data["adv"][:0]
         checks.finite_gradient(grad, torch.from_numpy(self.used["place"][:ready].copy()))
         self.used["backward"][:ready] += 1
         return grad
 
     # Passes
 
-    def _look(self) -> tuple[Flags, Tensor | None]:
+    def _evaluate_slots(self) -> tuple[Flags, Tensor | None]:
         """One pass over the slots in use: who has succeeded, and the others' gradients."""
         count, at = len(self.used), 0
         success = np.zeros(count, dtype=bool)
@@ -271,13 +268,13 @@ class Loop:
                 self.used["forward"][slots] = forward
                 continue
             # Where a part has none nobody asks for it; something of its size takes the place.
-            grads.append(self.held["adv"][slots] if grad is None else grad)
+            grads.append(self.slot_data["adv"][slots] if grad is None else grad)
             at = slots.stop
         return success, torch.cat(grads) if len(grads) > 1 else grads[0]
 
     def _pass(self, slots: slice) -> tuple[Flags, Tensor | None]:
         """Look at some slots; there is no gradient where nobody needs one."""
-        adv, labels = self.held["adv"][slots], self.held["labels"][slots]
+        adv, labels = self.slot_data["adv"][slots], self.slot_data["labels"][slots]
         target, used = self._of("target", slots), self.used[slots]
         last = used["updates"] == self.settings.steps
         used["forward"] += 1
@@ -315,10 +312,10 @@ class Loop:
             return
         a, slots = self.settings, slice(len(grad))
         ops.update_(
-            self.held["adv"][slots], self.held["images"][slots], grad, self._of("domain", slots),
+            self.slot_data["adv"][slots], self.slot_data["images"][slots], grad, self._of("domain", slots),
             eps=self._setting("eps", slots), alpha=self._setting("alpha", slots),
             background=self._background(slots), momentum=self._of("momentum", slots), gain=a.gain,
-            decay=a.decay, bounds=a.bounds, sign=-1.0 if "target" in self.held else 1.0,
+            decay=a.decay, bounds=a.bounds, sign=-1.0 if "target" in self.slot_data else 1.0,
             normalize=a.normalize, backend=a.backend,
         )  # fmt: skip
         self.used["updates"][slots] += 1
@@ -327,21 +324,21 @@ class Loop:
         """Start from x + U(−1, 1)·E_0, clipped to the bounds."""
         for restart in np.unique(self.used["restart"][slots]).tolist():
             mine = slots[self.used["restart"][slots] == restart]
-            images = self.held["images"][self._index(mine)]
+            images = self.slot_data["images"][self._index(mine)]
             places = torch.from_numpy(self.used["place"][mine])
             uniform = uniform_noise(images, places, self.seed, restart)
             share = allocation(self._background(mine), self._of("domain", mine))
             moved = images + uniform * (column(self._setting("eps", mine)) * share)
             index = self._index(mine)
-            self.held["adv"][index] = moved.to(images.dtype).clamp(*self.settings.bounds)
-            if "momentum" in self.held:
-                self.held["momentum"][index] = 0
+            self.slot_data["adv"][index] = moved.to(images.dtype).clamp(*self.settings.bounds)
+            if "momentum" in self.slot_data:
+                self.slot_data["momentum"][index] = 0
 
     def _of(self, name: str, slots: slice | Ints) -> Tensor | None:
         """What some slots hold."""
-        if name not in self.held:
+        if name not in self.slot_data:
             return None
-        return self.held[name][slots if isinstance(slots, slice) else self._index(slots)]
+        return self.slot_data[name][slots if isinstance(slots, slice) else self._index(slots)]
 
     def _setting(self, name: str, slots: slice | Ints) -> Setting:
         """ε, α or β of some slots."""
@@ -353,14 +350,14 @@ class Loop:
         base, relax = self._setting("background", slots), self.settings.relax
         if relax is None:
             return base
-        images = self.held["images"]
+        images = self.slot_data["images"]
         grown = np.minimum(1.0, self.used["updates"][slots] / (relax * self.settings.steps))
         share = torch.from_numpy(grown).to(images.device)
         base = base.double() if isinstance(base, Tensor) else base
         return (base + (1.0 - base) * share).to(images.dtype)
 
     def _index(self, slots: Ints) -> Tensor:
-        return torch.from_numpy(slots).to(self.held["adv"].device)
+        return torch.from_numpy(slots).to(self.slot_data["adv"].device)
 
 
 def _host(flags: Tensor) -> Flags:

@@ -18,7 +18,7 @@ def fooled(logits: Tensor, labels: Tensor, target: Tensor | None) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Judge:
+class Verdict:
     """The model's verdict, in its own precision, on versions of a batch's images."""
 
     classifier: Classifier
@@ -77,7 +77,7 @@ class AttackResult:
         (B, C, H, W) the clean images: the caller's own tensor, not a copy.
     bounds : tuple of float
         (lo, hi) of the pixel values.
-    judge : Judge
+    judge : Verdict
         Asks the model about other versions of the images.
     """
 
@@ -92,7 +92,7 @@ class AttackResult:
     index: Tensor
     images: Tensor
     bounds: tuple[float, float]
-    judge: Judge
+    judge: Verdict
 
     def __repr__(self) -> str:
         """Say in a line what came out."""

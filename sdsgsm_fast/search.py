@@ -13,9 +13,7 @@ import torch
 from torch import Tensor
 
 from . import losses
-from .engine import graphs
-from .engine.graphs import Captured
-from .engine.surrogate import Search, prepare
+from .engine import GraphedFunction, Surrogate, prepare_surrogate
 from .model.classifier import Classifier
 from .model.precision import bfloat16_pays
 
@@ -36,8 +34,8 @@ class SearchModel:
 
     def __init__(self, classifier: Classifier, *, cuda_graphs: bool) -> None:
         self.classifier, self.cuda_graphs = classifier, cuda_graphs
-        self._surrogates: dict[Any, Search] = {}  # by the images' spec
-        self._graphs: dict[Any, tuple[Any, Captured]] = {}
+        self._surrogates: dict[Any, Surrogate] = {}  # by the images' spec
+        self._graphs: dict[Any, tuple[Any, GraphedFunction]] = {}
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave out what was traced: a copy traces for itself."""
@@ -61,24 +59,20 @@ class SearchModel:
         self._surrogates = dict(list(self._surrogates.items())[-SPECS:])
         self._graphs = {k: v for k, v in self._graphs.items() if k in self._surrogates}
 
-    def _prepared(
-        self, images: Tensor, backend: str, updates: int, known: Search | None
-    ) -> Search | None:
+    def _prepared(self, images: Tensor, backend: str, updates: int, known: Surrogate | None) -> Surrogate | None:
         dtype, precision = self.classifier.input_dtype(images), self.classifier.precision
         worthwhile = updates >= LEAST_UPDATES or precision != "auto"
         if dtype != torch.float32 or precision == "float32" or not worthwhile:
             return None
         reduced = precision == "bfloat16" or bfloat16_pays(images.device)
-        return prepare(
-            self.classifier, images, torch.bfloat16 if reduced else dtype, backend, known
-        )
+        return prepare_surrogate(self.classifier, images, torch.bfloat16 if reduced else dtype, backend, known)
 
     def prepared(self, batches: Iterable[Tensor]) -> list[Tensor]:
         """Those of some images for whose spec there is a surrogate, one for each spec."""
         specs = {spec_of(images): images for images in batches}
         return [images for spec, images in specs.items() if spec in self._surrogates]
 
-    def surrogate_for(self, images: Tensor) -> Search | None:
+    def surrogate_for(self, images: Tensor) -> Surrogate | None:
         """What is asked instead of the model with images like these; None for the model."""
         return self._surrogates.get(spec_of(images))
 
@@ -86,7 +80,7 @@ class SearchModel:
         """Let the classifier search with the surrogate for images like these."""
         self.classifier.search = self.surrogate_for(images)
 
-    def graphs_for(self, images: Tensor, loss: str) -> Captured | None:
+    def graphs_for(self, images: Tensor, loss: str) -> GraphedFunction | None:
         """CUDA graphs of the passes with images like these; None without."""
         surrogate, spec = self.surrogate_for(images), spec_of(images)
         if surrogate is None or not self.cuda_graphs:
@@ -95,7 +89,7 @@ class SearchModel:
         held = surrogate, loss, *self.classifier.normalisation(images)
         known = self._graphs.get(spec)
         if known is None or any(a is not b for a, b in zip(known[0], held, strict=True)):
-            known = held, Captured(partial(logits_and_gradient, self.classifier, loss))
+            known = held, GraphedFunction(partial(logits_and_gradient, self.classifier, loss))
             self._graphs[spec] = known
         return known[1]
 
@@ -151,8 +145,3 @@ def loss_of(
 def spec_of(images: Tensor) -> Any:
     """What images have in common that one surrogate, and one set of slots, serves."""
     return images.shape[1:], images.dtype, images.device
-
-
-def graphs_possible(images: Tensor) -> bool:
-    """Whether passes with such images can be recorded as CUDA graphs."""
-    return graphs.possible(images)

@@ -6,9 +6,7 @@ import torch
 from torch import Tensor, nn
 
 
-def convnet(
-    channels: int = 3, classes: int = 5, *, spread: float = 1.0, train_norm: bool = False
-) -> nn.Module:
+def convnet(channels: int = 3, classes: int = 5, *, spread: float = 1.0, train_norm: bool = False) -> nn.Module:
     """A CNN with batch norm whose decisions depend on the whole image, in eval mode."""
     net = nn.Sequential(
         nn.Conv2d(channels, 8, 3, padding=1),

@@ -173,26 +173,6 @@ void winograd(void (*run)(const WinogradCall&, int), int64_t width) {
   give(out.data(), out.size());
 }
 
-void attention(const Kernels& kernels) {
-  Array query, key, value;
-  AttentionCall call{};
-  for (int64_t* at : {&call.batch, &call.heads, &call.queries, &call.keys, &call.size, &call.width})
-    *at = take<int64_t>();
-  call.type = DType(take<int64_t>());
-  call.scale = float(take<double>());
-  const auto tokens = [&](Array& array, int64_t count, int64_t size) {
-    return Tokens{array.data(), call.heads * count * size, count * size, size};
-  };
-  call.query = tokens(query, call.queries, call.size);
-  call.key = tokens(key, call.keys, call.size);
-  call.value = tokens(value, call.keys, call.width);
-  const int64_t values = call.batch * call.queries * call.heads * call.width;
-  std::vector<char> out(size_t(values * size_of(call.type)));
-  call.out = out.data();
-  kernels.attention(call, 2);
-  give(out.data(), out.size());
-}
-
 const Kernels* find(int64_t isa) {
 #ifdef SDSGSM_MULTI_ISA
   if (isa == 1) return &avx2;
@@ -221,6 +201,5 @@ int main() {
     if (kind == 2) window_mean(*kernels);
     if (kind == 3) paste(*kernels);
     if (kind == 4) winograd(kernels->winograd, 4);
-    if (kind == 5) attention(*kernels);
   }
 }

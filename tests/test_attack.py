@@ -54,9 +54,7 @@ def gradient(net: nn.Module, x: Tensor, y: Tensor) -> Tensor:
     return torch.autograd.grad(F.cross_entropy(net(x), y, reduction="sum"), x)[0]
 
 
-def by_hand(
-    net: nn.Module, x: Tensor, y: Tensor, *, steps: int, alpha: float, decay: float = 0.0
-) -> Tensor:
+def by_hand(net: nn.Module, x: Tensor, y: Tensor, *, steps: int, alpha: float, decay: float = 0.0) -> Tensor:
     """FGSM, BIM and MI-FGSM as their papers write them."""
     adv, momentum = x.clone(), torch.zeros_like(x)
     for _ in range(steps):
@@ -89,9 +87,7 @@ def test_presets_are_the_published_attacks(
     assert torch.allclose(found, by_hand(net, images, labels, **settings), atol=2e-6)
 
 
-def test_pgd_starts_at_random_inside_the_ball(
-    net: nn.Module, images: Tensor, labels: Tensor
-) -> None:
+def test_pgd_starts_at_random_inside_the_ball(net: nn.Module, images: Tensor, labels: Tensor) -> None:
     attack = PGD(net, eps=EPS, alpha=0.0, steps=1, seed=5, early_stop=False)
     start = attack(images, labels)
     distance = (start - images).abs().flatten(1).amax(1)
@@ -102,9 +98,7 @@ def test_pgd_starts_at_random_inside_the_ball(
     assert abs(float((start - images)[tried].mean())) < 0.1 * EPS
 
 
-def test_random_starts_belong_to_the_image_not_to_the_batch(
-    net: nn.Module, images: Tensor, labels: Tensor
-) -> None:
+def test_random_starts_belong_to_the_image_not_to_the_batch(net: nn.Module, images: Tensor, labels: Tensor) -> None:
     attack = PGD(net, eps=EPS, steps=3, seed=1)
     whole = attack.run(images, labels).adv
     part = attack.run(images[4:9], labels[4:9], index=torch.arange(4, 9)).adv
@@ -156,9 +150,7 @@ def test_success_is_what_the_model_says(net: nn.Module, images: Tensor, labels: 
     assert result.success.sum() == 10, "a large eps fools everything"
 
 
-def test_early_stop_freezes_at_the_first_success(
-    net: nn.Module, images: Tensor, labels: Tensor
-) -> None:
+def test_early_stop_freezes_at_the_first_success(net: nn.Module, images: Tensor, labels: Tensor) -> None:
     stopped = BIM(net, eps=EPS, steps=20, precision="float32").run(images, labels)
     assert stopped.success.any()
     for i in stopped.success.nonzero().flatten().tolist():
@@ -189,14 +181,10 @@ def test_settings_may_differ_by_image(net: nn.Module, images: Tensor, labels: Te
     alpha, background = eps / 5, torch.linspace(0, 1, 12)
     whole = SDSGSM(net, eps=eps, alpha=alpha, background=background, steps=5).run(images, labels)
     for i in range(12):
-        attack = SDSGSM(
-            net, eps=float(eps[i]), alpha=float(alpha[i]), background=float(background[i]), steps=5
-        )
+        attack = SDSGSM(net, eps=float(eps[i]), alpha=float(alpha[i]), background=float(background[i]), steps=5)
         alone = attack(images[i : i + 1], labels[i : i + 1])
         assert torch.allclose(alone[0], whole.adv[i], atol=1e-6)
-    assert torch.equal(
-        SDSGSM(net, eps=torch.tensor(EPS))(images, labels), SDSGSM(net)(images, labels)
-    )
+    assert torch.equal(SDSGSM(net, eps=torch.tensor(EPS))(images, labels), SDSGSM(net)(images, labels))
 
 
 def test_eps_0_returns_the_images_bit_for_bit(net: nn.Module, images: Tensor) -> None:
@@ -268,9 +256,7 @@ def test_passes_are_counted(net: nn.Module, images: Tensor, labels: Tensor) -> N
     assert torch.equal(traced.passes.forward[tried], 16 + 1 + 1 + traced.updates[tried])
 
 
-def test_passes_do_not_depend_on_the_batch_nor_on_the_memory(
-    net: nn.Module, images: Tensor, labels: Tensor
-) -> None:
+def test_passes_do_not_depend_on_the_batch_nor_on_the_memory(net: nn.Module, images: Tensor, labels: Tensor) -> None:
     whole = SDSGSM(net, steps=6).run(images, labels).passes
     bounded = SDSGSM(net, steps=6, max_memory=10**6).run(images, labels).passes
     assert torch.equal(bounded.forward, whole.forward)
@@ -310,13 +296,8 @@ def test_random_starts_respect_the_domain(net: nn.Module, images: Tensor, labels
     assert float(moved[inside].max()) > 0.95 * EPS
 
 
-def test_seeds_and_places_beyond_63_bits_do_not_collide(
-    net: nn.Module, images: Tensor, labels: Tensor
-) -> None:
-    starts = [
-        PGD(net, seed=seed, steps=1, alpha=0.0)(images, labels)
-        for seed in (2**63, 2**63 + 1, 2**64 - 1)
-    ]
+def test_seeds_and_places_beyond_63_bits_do_not_collide(net: nn.Module, images: Tensor, labels: Tensor) -> None:
+    starts = [PGD(net, seed=seed, steps=1, alpha=0.0)(images, labels) for seed in (2**63, 2**63 + 1, 2**64 - 1)]
     assert not torch.equal(starts[0], starts[1])
     assert not torch.equal(starts[1], starts[2])
 
@@ -383,13 +364,9 @@ def test_domains_of_every_kind(net: nn.Module, images: Tensor, labels: Tensor) -
     assert torch.all(smallest_in >= largest_out)
 
 
-def test_a_callable_domain_sees_the_classifier(
-    net: nn.Module, images: Tensor, labels: Tensor
-) -> None:
+def test_a_callable_domain_sees_the_classifier(net: nn.Module, images: Tensor, labels: Tensor) -> None:
     domain = Occlusion(patch=4)
-    called = SDSGSM(net, domain=lambda c, x, y: domain(c, x, y), precision="float32").run(
-        images, labels
-    )
+    called = SDSGSM(net, domain=lambda c, x, y: domain(c, x, y), precision="float32").run(images, labels)
     direct = SDSGSM(net, domain=domain, precision="float32").run(images, labels)
     assert torch.equal(called.adv, direct.adv)
     assert torch.equal(called.passes.forward, direct.passes.forward + 1)
@@ -406,9 +383,7 @@ def test_ablations(net: nn.Module, images: Tensor, labels: Tensor) -> None:
     assert torch.allclose(steep, sign, atol=2e-6), "κ → ∞ is the sign"
 
 
-def test_images_in_other_bounds_and_models_with_normalisation(
-    net: nn.Module, images: Tensor, labels: Tensor
-) -> None:
+def test_images_in_other_bounds_and_models_with_normalisation(net: nn.Module, images: Tensor, labels: Tensor) -> None:
     mean, std = torch.tensor([0.4, 0.5, 0.6]), torch.tensor([0.2, 0.25, 0.3])
 
     def normalising(x: Tensor) -> Tensor:
@@ -432,16 +407,12 @@ def test_image_dtypes(dtype: torch.dtype, net: nn.Module, images: Tensor) -> Non
     result = SDSGSM(net, steps=6).run(images, labels)
     assert result.adv.dtype == dtype
     assert torch.equal(result.success, predicted(net, result.adv.float()) != labels)
-    assert (
-        float((result.adv.double() - images.double()).abs().max()) <= EPS + torch.finfo(dtype).eps
-    )
+    assert float((result.adv.double() - images.double()).abs().max()) <= EPS + torch.finfo(dtype).eps
     wide = SDSGSM(net.double(), steps=6).run(images.double(), labels)
     assert wide.adv.dtype == torch.float64
 
 
-def test_bfloat16_searches_and_float32_judges(
-    net: nn.Module, images: Tensor, labels: Tensor
-) -> None:
+def test_bfloat16_searches_and_float32_judges(net: nn.Module, images: Tensor, labels: Tensor) -> None:
     strict = SDSGSM(net).run(images, labels)
     search = SDSGSM(net, precision="bfloat16").run(images, labels)
     assert torch.equal(search.success, (predicted(net, search.adv) != labels) & ~search.skipped)
@@ -450,18 +421,14 @@ def test_bfloat16_searches_and_float32_judges(
     assert not torch.equal(search.adv, strict.adv)
 
 
-def test_models_may_return_an_object_with_logits(
-    net: nn.Module, images: Tensor, labels: Tensor
-) -> None:
+def test_models_may_return_an_object_with_logits(net: nn.Module, images: Tensor, labels: Tensor) -> None:
     wrapped = SDSGSM(lambda x: SimpleNamespace(logits=net(x)), steps=4)(images, labels)
     assert torch.equal(wrapped, SDSGSM(net, steps=4)(images, labels))
 
 
 def test_channels_last_images(net: nn.Module, images: Tensor, labels: Tensor) -> None:
     laid = images.contiguous(memory_format=torch.channels_last)
-    assert torch.allclose(
-        SDSGSM(net, steps=5)(laid, labels), SDSGSM(net, steps=5)(images, labels), atol=1e-6
-    )
+    assert torch.allclose(SDSGSM(net, steps=5)(laid, labels), SDSGSM(net, steps=5)(images, labels), atol=1e-6)
 
 
 def test_labels_of_any_integer_type(net: nn.Module, images: Tensor, labels: Tensor) -> None:
@@ -519,9 +486,7 @@ def test_metrics_of_a_result(net: nn.Module, images: Tensor, labels: Tensor) -> 
     assert set(m.as_dict()) >= {"psnr_8bit", "ssim_8bit", "linf_8bit", "forwards", "backwards"}
 
 
-def test_a_result_describes_itself_in_a_line(
-    net: nn.Module, images: Tensor, labels: Tensor
-) -> None:
+def test_a_result_describes_itself_in_a_line(net: nn.Module, images: Tensor, labels: Tensor) -> None:
     text = repr(BIM(net, eps=0.5).run(images, labels))
     assert text == (
         "AttackResult(12 images: 10 attacked, 10 fooled, 2 skipped as misclassified before; "

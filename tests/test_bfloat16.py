@@ -11,7 +11,7 @@ from nets import convnet, predicted
 from torch import Tensor, nn
 
 from sdsgsm_fast import BIM, PGD, SDSGSM, Gradient, SmoothingOnly
-from sdsgsm_fast.engine.surrogate import Search
+from sdsgsm_fast.engine.surrogate import Surrogate
 from sdsgsm_fast.model.classifier import Classifier
 
 pytestmark = pytest.mark.usefixtures("bfloat16_pays")
@@ -63,10 +63,10 @@ def test_results_do_not_depend_on_the_batch() -> None:
 
 def test_a_trace_in_float32_gives_the_verdicts_that_are_clear() -> None:
     net, images, labels = batch()
-    search = Search(Classifier(net), images, torch.bfloat16, "auto")
+    search = Surrogate(Classifier(net), images, torch.bfloat16, "auto")
     assert search.strict is not None
     assert search.strict.network.dtype == torch.float32
-    assert search.strict.doubt < 1e-3 < search.doubt
+    assert search.strict.uncertainty < 1e-3 < search.uncertainty
     classifier = Classifier(net)
     classifier.search = search
     logits, passes = classifier.verdicts(images)
@@ -93,5 +93,5 @@ def test_models_with_jumps_judge_themselves() -> None:
     net = nn.Sequential(convnet(), nn.Identity()).eval()
     jumping = zoo.Net(lambda m, x: m["a"](x).round(), {"a": zoo.conv(3, 8)}, 8).eval()
     images = torch.rand(4, 3, 16, 16)
-    assert Search(Classifier(net), images, torch.bfloat16, "auto").strict is not None
-    assert Search(Classifier(jumping), images, torch.bfloat16, "auto").strict is None
+    assert Surrogate(Classifier(net), images, torch.bfloat16, "auto").strict is not None
+    assert Surrogate(Classifier(jumping), images, torch.bfloat16, "auto").strict is None

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from sdsgsm_fast import BIM, SDSGSM, SmoothingOnly
 from sdsgsm_fast.engine import graphs as capture
-from sdsgsm_fast.engine.graphs import LARGEST, Captured, Look, rounded
+from sdsgsm_fast.engine.graphs import LARGEST, BatchFunction, GraphedFunction, rounded
 
 EPS = 6 / 255
 
@@ -27,9 +27,9 @@ class Recording:
 
     made: list[int]
 
-    def __init__(self, look: Look, inputs: tuple[Tensor, ...]) -> None:
-        self.look, self.inputs = look, tuple(x.clone() for x in inputs)
-        self.outputs = look(*self.inputs)
+    def __init__(self, function: BatchFunction, inputs: tuple[Tensor, ...]) -> None:
+        self.function, self.inputs = function, tuple(x.clone() for x in inputs)
+        self.outputs = function(*self.inputs)
         self.made.append(len(inputs[0]))
 
     def __call__(self, *inputs: Tensor) -> tuple[Tensor, ...]:
@@ -37,7 +37,7 @@ class Recording:
         for held, given in zip(self.inputs, inputs, strict=True):
             assert held.shape[1:] == given.shape[1:]
             held[:rows] = given
-        for held, new in zip(self.outputs, self.look(*self.inputs), strict=True):
+        for held, new in zip(self.outputs, self.function(*self.inputs), strict=True):
             held.copy_(new)
         return tuple(out[:rows].clone() for out in self.outputs)
 
@@ -47,7 +47,7 @@ def made(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Sizes that were recorded, on a CPU that pretends it can."""
     monkeypatch.setattr(Recording, "made", [], raising=False)
     monkeypatch.setattr(capture, "CudaGraphs", lambda: Recording)
-    monkeypatch.setattr(capture, "possible", lambda images: True)
+    monkeypatch.setattr("sdsgsm_fast.attack.can_be_recorded", lambda images: True)
     return Recording.made
 
 
@@ -62,7 +62,7 @@ def test_sizes_grow_by_half_at_most() -> None:
 
 
 def test_each_size_is_recorded_once_and_results_are_those_of_the_rows(made: list[int]) -> None:
-    captured = Captured(twice)
+    captured = GraphedFunction(twice)
     kept = []
     for rows in (5, 8, 13, 3, 16, 11, 9):
         x, y = torch.randn(rows, 4), torch.randn(rows)
@@ -74,18 +74,18 @@ def test_each_size_is_recorded_once_and_results_are_those_of_the_rows(made: list
 
 def test_a_large_batch_runs_as_it_is(made: list[int]) -> None:
     x, y = torch.randn(LARGEST + 1, 4), torch.randn(LARGEST + 1)
-    torch.testing.assert_close(Captured(twice)(x, y), twice(x, y))
+    torch.testing.assert_close(GraphedFunction(twice)(x, y), twice(x, y))
     assert not made
 
 
 def test_what_cannot_be_recorded_runs_as_it_is_and_says_so_once() -> None:
     calls = []
 
-    def fails(look: Look, inputs: tuple[Tensor, ...]) -> Look:
+    def fails(function: BatchFunction, inputs: tuple[Tensor, ...]) -> BatchFunction:
         calls.append(len(inputs[0]))
         raise RuntimeError("operation not permitted when stream is capturing\nand more")
 
-    captured = Captured(twice, fails)
+    captured = GraphedFunction(twice, fails)
     x, y = torch.randn(5, 4), torch.randn(5)
     with pytest.warns(UserWarning, match="not used, operation not permitted"):
         torch.testing.assert_close(captured(x, y), twice(x, y))
@@ -97,22 +97,22 @@ def test_what_cannot_be_recorded_runs_as_it_is_and_says_so_once() -> None:
 
 
 def test_a_replay_that_differs_is_not_used() -> None:
-    def wrong(look: Look, inputs: tuple[Tensor, ...]) -> Look:
+    def wrong(function: BatchFunction, inputs: tuple[Tensor, ...]) -> BatchFunction:
         return lambda x, y: (2.2 * x, x.sum(1) + y)
 
     x, y = torch.randn(5, 4), torch.randn(5)
     with pytest.warns(UserWarning, match="differs"):
-        torch.testing.assert_close(Captured(twice, wrong)(x, y), twice(x, y))
+        torch.testing.assert_close(GraphedFunction(twice, wrong)(x, y), twice(x, y))
 
 
 def test_a_replay_of_old_results_is_not_used() -> None:
-    def frozen(look: Look, inputs: tuple[Tensor, ...]) -> Look:
-        kept = look(*inputs)
+    def frozen(function: BatchFunction, inputs: tuple[Tensor, ...]) -> BatchFunction:
+        kept = function(*inputs)
         return lambda x, y: tuple(out[: len(x)] for out in kept)
 
     x, y = torch.randn(8, 4), torch.randn(8)
     with pytest.warns(UserWarning, match="differs"):
-        torch.testing.assert_close(Captured(twice, frozen)(x, y), twice(x, y))
+        torch.testing.assert_close(GraphedFunction(twice, frozen)(x, y), twice(x, y))
 
 
 @pytest.mark.parametrize("kind", [BIM, SDSGSM, SmoothingOnly])
@@ -187,10 +187,10 @@ def test_other_constants_are_recorded_again(setting: str, made: list[int]) -> No
 
 
 def test_a_shortage_of_memory_is_the_callers(made: list[int]) -> None:
-    def short(look: Look, inputs: tuple[Tensor, ...]) -> Look:
+    def short(function: BatchFunction, inputs: tuple[Tensor, ...]) -> BatchFunction:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    captured = Captured(twice, short)
+    captured = GraphedFunction(twice, short)
     with pytest.raises(torch.OutOfMemoryError):
         captured(torch.randn(5, 4), torch.randn(5))
     assert not captured.failed

@@ -79,18 +79,14 @@ def test_demo_writes_table_and_figure(tmp_path: Path, backend: str) -> None:
         (["attack"], "No such command"),
     ],
 )
-def test_bad_input_is_one_message_and_exit_2(
-    tmp_path: Path, arguments: list[str], message: str
-) -> None:
+def test_bad_input_is_one_message_and_exit_2(tmp_path: Path, arguments: list[str], message: str) -> None:
     done = sdsgsm(*arguments, cwd=tmp_path, code=2)
     assert message in done.stderr
     assert "Traceback" not in done.stderr
     assert not list(tmp_path.iterdir())
 
 
-def test_a_backend_that_cannot_run_is_one_message_and_exit_2(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_backend_that_cannot_run_is_one_message_and_exit_2(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)  # Triton runs on a CPU with it
     done = sdsgsm("demo", "--backend", "triton", cwd=tmp_path, code=2)
     assert "backend: 'triton'" in done.stderr
@@ -108,9 +104,7 @@ def test_a_demo_that_fools_nothing_still_has_its_table_and_figure(tmp_path: Path
     assert done.returncode == 0, done.stderr
     written = {path.name for path in (tmp_path / "sdsgsm-demo").iterdir()}
     assert written == {"table.json", "table.md", "figure.png"}
-    rows = [
-        line for line in done.stdout.splitlines() if line.startswith("SD-SGSM, smoothing only ")
-    ]
+    rows = [line for line in done.stdout.splitlines() if line.startswith("SD-SGSM, smoothing only ")]
     assert re.fullmatch(r"SD-SGSM, smoothing only( +[\d.]+%?){7}", rows[-1])
     assert max(map(len, rows)) <= 80
 

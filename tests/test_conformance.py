@@ -42,14 +42,10 @@ def test_window_mean(case: Case, backend: str) -> None:
     c = case.config
     patch, stride = tuple(c["patch"]), tuple(c["stride"])
     scores = case.inputs["scores"]
-    found = ops.window_mean(
-        scores, c["height"], c["width"], patch=patch, stride=stride, backend=backend
-    )
+    found = ops.window_mean(scores, c["height"], c["width"], patch=patch, stride=stride, backend=backend)
     assert worst(found, case.expected["map"]) <= case.atol
     grid = scores.unflatten(1, (c["rows"], c["cols"]))
-    again = ops.window_mean(
-        grid, c["height"], c["width"], patch=patch, stride=stride, backend=backend
-    )
+    again = ops.window_mean(grid, c["height"], c["width"], patch=patch, stride=stride, backend=backend)
     assert torch.equal(found, again)
 
 

@@ -38,9 +38,7 @@ def test_it_is_built_and_of_this_version() -> None:
     assert module is not None, reason
 
 
-def test_it_compiles_without_warnings_or_spills_for_every_architecture(
-    log: str, architectures: set[str]
-) -> None:
+def test_it_compiles_without_warnings_or_spills_for_every_architecture(log: str, architectures: set[str]) -> None:
     assert "warning" not in log
     kernels = re.findall(r"Compiling entry function '(\w+)' for 'sm_(\d+)'", log)
     assert {arch for _, arch in kernels} == architectures

@@ -61,7 +61,7 @@ def emulated(tmp_path_factory: pytest.TempPathFactory) -> ModuleType:
 @pytest.fixture(autouse=True)
 def _use(emulated: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
     """Have backend "native" take CPU tensors for CUDA's."""
-    monkeypatch.setattr(native, "kind_of", lambda tensor: "cuda")
+    monkeypatch.setattr(native, "device_kind", lambda tensor: "cuda")
     monkeypatch.setattr(native, "_module", lambda kind: emulated)
     monkeypatch.setattr(native, "_load", lambda kind: (emulated, ""))
     monkeypatch.setattr(native, "why_missing", lambda kind: "")
@@ -165,9 +165,7 @@ def test_occlude_agrees(dtype: torch.dtype, out: torch.dtype, last: bool) -> Non
     images = torch.rand(3, 3, 11, 13, dtype=torch.float64).to(dtype)
     options = {"patch": (4, 5), "stride": (3, 2), "fill": (0.1, 0.7, 0.3), "mean": 0.4,
                "std": (0.2, 0.3, 0.4), "dtype": out, "channels_last": last}  # fmt: skip
-    found, expected = (
-        ops.occlude(images, 2, 9, **options, backend=b) for b in ("native", "reference")
-    )
+    found, expected = (ops.occlude(images, 2, 9, **options, backend=b) for b in ("native", "reference"))
     assert found.stride() == expected.stride()
     tolerance = 4 * ulp(out) if out in (torch.float16, torch.bfloat16) else 2e-6
     assert torch.allclose(found.double(), expected.double(), atol=tolerance, rtol=0)
@@ -177,8 +175,7 @@ def test_occlude_agrees(dtype: torch.dtype, out: torch.dtype, last: bool) -> Non
 def test_window_mean_has_the_same_bits(dtype: torch.dtype) -> None:
     scores = torch.randn(3, 4, 5, dtype=dtype)
     found, expected = (
-        ops.window_mean(scores, 11, 13, patch=(4, 5), stride=(3, 2), backend=b)
-        for b in ("native", "reference")
+        ops.window_mean(scores, 11, 13, patch=(4, 5), stride=(3, 2), backend=b) for b in ("native", "reference")
     )
     assert torch.equal(found, expected)
 

@@ -66,8 +66,7 @@ def test_occlusion_is_incremental() -> None:
     model = Ensemble(members())
     images, labels = batch(model)
     found, expected = (
-        occlusion_scores(model, images, labels, patch=4, method=method)
-        for method in ("incremental", "dense")
+        occlusion_scores(model, images, labels, patch=4, method=method) for method in ("incremental", "dense")
     )
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
 

@@ -163,12 +163,8 @@ LATE: list[tuple[dict[str, Any], dict[str, Any], str]] = [
 
 
 @pytest.mark.parametrize(("settings", "given", "message"), LATE, ids=[s[2] for s in LATE])
-def test_settings_that_do_not_fit_the_batch(
-    settings: dict[str, Any], given: dict[str, Any], message: str
-) -> None:
-    needs_the_model = callable(settings.get("domain")) and not isinstance(
-        settings["domain"], (Occlusion, torch.Tensor)
-    )
+def test_settings_that_do_not_fit_the_batch(settings: dict[str, Any], given: dict[str, Any], message: str) -> None:
+    needs_the_model = callable(settings.get("domain")) and not isinstance(settings["domain"], (Occlusion, torch.Tensor))
     net = convnet() if needs_the_model or "model has" in message else Untouched()
     with pytest.raises(ValueError, match=re.escape(message)):
         Attack(net, **settings).run(IMAGES, LABELS, **given)
@@ -202,9 +198,7 @@ MODELS: list[tuple[Callable[[Tensor], Any], type[Exception], str]] = [
 
 
 def test_normalisation_that_is_no_number() -> None:
-    with pytest.raises(
-        TypeError, match="mean: expected numbers, one or one a channel, found 'imag"
-    ):
+    with pytest.raises(TypeError, match="mean: expected numbers, one or one a channel, found 'imag"):
         Attack(Untouched(), mean="imagenet").run(IMAGES, LABELS)  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="fill: expected numbers, one or one a channel, found None"):
         occlusion_map(Untouched(), IMAGES, fill=None)  # type: ignore[arg-type]
@@ -223,9 +217,7 @@ def test_occlusion_of_a_model_with_nan_logits() -> None:
         z = net(x)
         return torch.where((x[:, 0, 0, 0] == 0)[:, None], torch.nan, z)
 
-    with pytest.raises(
-        ValueError, match=r"occlusion scores are not finite for images \[0, 1, 2, 3\]"
-    ):
+    with pytest.raises(ValueError, match=r"occlusion scores are not finite for images \[0, 1, 2, 3\]"):
         occlusion_map(model, IMAGES)
 
 
@@ -271,16 +263,12 @@ def test_bad_domains() -> None:
         decision_domain(torch.full((1, 4, 4), math.nan))
     with pytest.raises(ValueError, match="patch: expected a positive int"):
         Occlusion(patch=0)
-    with pytest.raises(
-        ValueError, match="rule: expected one of top, threshold, soft, found 'flip'"
-    ):
+    with pytest.raises(ValueError, match="rule: expected one of top, threshold, soft, found 'flip'"):
         Gradient(rule="flip")
     with pytest.raises(ValueError, match="flips: rule 'flip' needs flips and patch"):
         decision_domain(torch.rand(1, 4, 4), rule="flip")
     with pytest.raises(ValueError, match=re.escape("flips: expected shape (1, 4)")):
-        decision_domain(
-            torch.rand(1, 4, 4), rule="flip", patch=2, flips=torch.ones(1, 5, dtype=torch.bool)
-        )
+        decision_domain(torch.rand(1, 4, 4), rule="flip", patch=2, flips=torch.ones(1, 5, dtype=torch.bool))
     with pytest.raises(ValueError, match=re.escape("map: expected a floating (B, H, W)")):
         decision_domain(torch.ones(4, 4))
 
@@ -294,9 +282,7 @@ def test_bad_operator_arguments() -> None:
             ops.update(*args, **{**good, **settings})
 
     fails(ValueError, "adv: expected shape (2, 3, 8, 8), found (2, 3, 8, 7)", x[..., :7], x, x, m)
-    fails(
-        TypeError, "adv: expected torch.float32 as images, found torch.float64", x.double(), x, x, m
-    )
+    fails(TypeError, "adv: expected torch.float32 as images, found torch.float64", x.double(), x, x, m)
     fails(TypeError, "grad: expected a floating dtype", x, x, x.long(), m)
     fails(TypeError, "grad: expected a floating dtype", x, x, x.to(torch.float8_e5m2), m)
     fails(
@@ -308,9 +294,7 @@ def test_bad_operator_arguments() -> None:
         m,
         eps=math.nan,
     )
-    fails(
-        ValueError, "alpha: expected a finite number of at least 0, found -1", x, x, x, m, alpha=-1
-    )
+    fails(ValueError, "alpha: expected a finite number of at least 0, found -1", x, x, x, m, alpha=-1)
     fails(TypeError, "eps: expected a floating dtype", x, x, x, m, eps=torch.ones(2).int())
     fails(ValueError, "grad: expected device cpu as images, found meta", x, x, x.to("meta"), m)
     fails(ValueError, "domain: expected shape (2, 8, 8), found (2, 8, 7)", x, x, x, m[..., :7])
@@ -328,9 +312,7 @@ def test_bad_operator_arguments() -> None:
     for dtype in (torch.int8, torch.float8_e5m2):
         with pytest.raises(TypeError, match="dtype: expected a floating dtype"):
             ops.occlude(x, 0, 1, patch=4, dtype=dtype)
-    with pytest.raises(
-        ValueError, match=re.escape("scores: expected shape (B, 2, 2), found (2, 5)")
-    ):
+    with pytest.raises(ValueError, match=re.escape("scores: expected shape (B, 2, 2), found (2, 5)")):
         ops.window_mean(torch.rand(2, 5), 8, 8, patch=4)
     with pytest.raises(TypeError, match="scores: expected a floating dtype"):
         ops.window_mean(torch.ones(2, 4, dtype=torch.int64), 8, 8, patch=4)

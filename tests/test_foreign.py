@@ -34,9 +34,9 @@ def raw(value: Any) -> Any:
             return sorted(found) if kind is set else found
     slots = [getattr(value, name) for name in getattr(type(value), "__slots__", ())]
     attributes = object.__getattribute__(value, "__dict__") if hasattr(value, "__dict__") else {}
-    return [
-        (name, id(v), raw(v) if isinstance(v, dict) else None) for name, v in attributes.items()
-    ] + [id(v) for v in slots]
+    return [(name, id(v), raw(v) if isinstance(v, dict) else None) for name, v in attributes.items()] + [
+        id(v) for v in slots
+    ]
 
 
 def everything() -> dict[str, Any]:
@@ -194,9 +194,9 @@ def test_a_model_that_breaks_leaves_everything_as_it_was() -> None:
     before, images = everything(), torch.rand(2, 3, 16, 16)
     for name in ("scores", "attack"):
         with pytest.raises(RuntimeError, match="broken"):
-            RUNS[name](Breaking().eval(), images) if name == "scores" else SDSGSM(
-                Breaking().eval()
-            )(images, torch.zeros(2, dtype=torch.int64))
+            RUNS[name](Breaking().eval(), images) if name == "scores" else SDSGSM(Breaking().eval())(
+                images, torch.zeros(2, dtype=torch.int64)
+            )
     assert everything() == before
 
 

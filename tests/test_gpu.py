@@ -19,7 +19,7 @@ from test_paste import case as paste_case
 from torch import Tensor
 
 from sdsgsm_fast import SDSGSM, SmoothingOnly, occlusion_map, occlusion_scores, ops
-from sdsgsm_fast.engine.graphs import Captured
+from sdsgsm_fast.engine.graphs import GraphedFunction
 from sdsgsm_fast.kernels import native, operators, triton
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
@@ -77,9 +77,7 @@ def test_conformance_attack(case: Case, kernels: str) -> None:
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("grad_dtype", DTYPES, ids=str)
-def test_update_agrees(
-    shape: tuple[int, ...], dtype: torch.dtype, grad_dtype: torch.dtype, kernels: str
-) -> None:
+def test_update_agrees(shape: tuple[int, ...], dtype: torch.dtype, grad_dtype: torch.dtype, kernels: str) -> None:
     if kernels == "triton" and dtype == torch.float64:
         with pytest.raises(ValueError, match="'triton' does not take"):
             run(on_gpu(given(shape, dtype, grad_dtype)), kernels)
@@ -95,9 +93,7 @@ def test_update_agrees(
 
 @pytest.mark.parametrize("shape", [(3, 3, 9, 7), (5, 3, 32, 32), (2, 3, 224, 224)], ids=str)
 @pytest.mark.parametrize("first", [32, 33])
-def test_channels_last_in_place_with_canaries(
-    shape: tuple[int, ...], first: int, kernels: str
-) -> None:
+def test_channels_last_in_place_with_canaries(shape: tuple[int, ...], first: int, kernels: str) -> None:
     t = on_gpu(given(shape, torch.float32, torch.bfloat16))
     expected, expected_v = run(t, "reference", decay=0.9)
     canary, count = 12345.0, math.prod(shape)
@@ -118,9 +114,7 @@ def test_channels_last_in_place_with_canaries(
 
 
 @pytest.mark.parametrize("shape", [(16, 3, 32, 32), (4, 3, 224, 224)], ids=str)
-def test_update_is_deterministic_and_knows_no_neighbours(
-    shape: tuple[int, ...], kernels: str
-) -> None:
+def test_update_is_deterministic_and_knows_no_neighbours(shape: tuple[int, ...], kernels: str) -> None:
     t = on_gpu(given(shape, torch.float32, torch.float32))
     together, _ = run(t, kernels)
     assert all(torch.equal(run(t, kernels)[0], together) for _ in range(20))
@@ -135,9 +129,7 @@ def test_occlude_agrees(dtype: torch.dtype, last: bool, kernels: str) -> None:
     images = torch.rand(3, 3, 37, 41, device="cuda")
     options = {"patch": (8, 5), "stride": (3, 2), "fill": (0.1, 0.7, 0.3), "mean": 0.4,
                "std": (0.2, 0.3, 0.4), "dtype": dtype, "channels_last": last}  # fmt: skip
-    found, expected = (
-        ops.occlude(images, 5, 60, **options, backend=b) for b in (kernels, "reference")
-    )
+    found, expected = (ops.occlude(images, 5, 60, **options, backend=b) for b in (kernels, "reference"))
     assert found.stride() == expected.stride()
     assert close(found, expected, 4 * ulp(dtype) if dtype.itemsize == 2 else 2e-6)
 
@@ -254,15 +246,11 @@ def test_an_attack_finds_what_the_reference_finds(kernels: str) -> None:
     images = torch.rand(32, 3, 16, 16, device="cuda")
     labels = model(images).argmax(1)
     found, expected = (
-        SDSGSM(model, eps=8 / 255, steps=5, backend=b).run(images, labels)
-        for b in (kernels, "reference")
+        SDSGSM(model, eps=8 / 255, steps=5, backend=b).run(images, labels) for b in (kernels, "reference")
     )
     assert (found.success == expected.success).float().mean() >= 0.95
     assert (found.adv - expected.adv).abs().mean() < 1e-3
-    maps = [
-        occlusion_map(model, images, labels, patch=4, stride=2, backend=b)
-        for b in (kernels, "reference")
-    ]
+    maps = [occlusion_map(model, images, labels, patch=4, stride=2, backend=b) for b in (kernels, "reference")]
     assert torch.allclose(*maps, atol=1e-5)
 
 
@@ -313,7 +301,7 @@ def test_a_recording_that_breaks_off_leaves_nothing_behind() -> None:
         return (x * float(x.sum() > 0),)
 
     x = torch.rand(9, 4, device="cuda")
-    captured = Captured(looks)
+    captured = GraphedFunction(looks)
     with pytest.warns(UserWarning, match="cuda_graphs: not used"):
         found = captured(x)
     torch.testing.assert_close(found, looks(x))
@@ -322,6 +310,6 @@ def test_a_recording_that_breaks_off_leaves_nothing_behind() -> None:
     assert torch.rand(5, device="cuda").isfinite().all()
     torch.cuda.empty_cache()
     x = torch.rand(9, 4, device="cuda")
-    again = Captured(lambda x: (2 * x,))
+    again = GraphedFunction(lambda x: (2 * x,))
     torch.testing.assert_close(again(x), (2 * x,))
     assert again.replays

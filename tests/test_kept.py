@@ -16,10 +16,9 @@ from nets import Looking
 from torch import Tensor, nn
 
 from sdsgsm_fast import SDSGSM, occlusion_scores
-from sdsgsm_fast.engine import compiled as replay
-from sdsgsm_fast.engine.cache import Kept
+from sdsgsm_fast.engine import window_runner as replay
+from sdsgsm_fast.engine.cache import PlanCache
 from sdsgsm_fast.engine.trace import Graph
-from sdsgsm_fast.occlusion import scoring
 
 SETTINGS: dict[str, Any] = {"patch": 4, "score": "logit"}
 
@@ -35,7 +34,7 @@ def lowered(monkeypatch: pytest.MonkeyPatch) -> list[Graph]:
         return own(graph, *arguments)
 
     monkeypatch.setattr(replay, "lower", watched)
-    monkeypatch.setattr(scoring, "PREPARED", Kept())
+    monkeypatch.setattr(replay, "_PLANS", PlanCache())
     return seen
 
 
@@ -67,9 +66,7 @@ CHANGES: dict[str, Callable[[Knobs], Any]] = {
     "a weight behind autograd's back": lambda m: m.net.head.weight.data.mul_(1.5),
     "one bit of one weight": lambda m: m.net.head.weight.data[1, :3].neg_(),
     "a weight through NumPy": lambda m: m.net.head.weight.detach().numpy().__imul__(1.5),
-    "another parameter": lambda m: setattr(
-        m.net.head, "weight", nn.Parameter(-m.net.head.weight.detach())
-    ),
+    "another parameter": lambda m: setattr(m.net.head, "weight", nn.Parameter(-m.net.head.weight.detach())),
     "a buffer": lambda m: m.shift.fill_(0.3),
     "an attribute": lambda m: setattr(m, "power", 0.5),
     "a list": lambda m: m.steps.append(0.7),
@@ -196,5 +193,5 @@ def test_a_model_that_has_not_changed_is_not_traced_again(
 ) -> None:
     model, images = zoo.residual().eval(), torch.rand(2, 3, 16, 16)
     expected = occlusion_scores(model, images, **SETTINGS)
-    monkeypatch.setattr(scoring, "trace", lambda *_: pytest.fail("traced again"))
+    monkeypatch.setattr(replay, "trace", lambda *_: pytest.fail("traced again"))
     assert torch.equal(occlusion_scores(model, images, **SETTINGS), expected)

@@ -45,9 +45,7 @@ def given(shape: tuple[int, ...], dtype: torch.dtype, grad_dtype: torch.dtype) -
     return {
         "adv": (images + 0.05 * torch.randn(shape)).clamp(0, 1).to(dtype),
         "images": images.to(dtype),
-        "grad": (torch.randn(shape) * 10 ** torch.empty(batch, 1, 1, 1).uniform_(-3, 2)).to(
-            grad_dtype
-        ),
+        "grad": (torch.randn(shape) * 10 ** torch.empty(batch, 1, 1, 1).uniform_(-3, 2)).to(grad_dtype),
         "domain": torch.rand(batch, height, width),
         "momentum": torch.randn(shape).to(compute),
         "active": torch.rand(batch) < 0.8,
@@ -75,9 +73,7 @@ def run(t: dict[str, Tensor], backend: str, **extra: object) -> tuple[Tensor, Te
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("grad_dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_update_agrees(
-    shape: tuple[int, ...], dtype: torch.dtype, grad_dtype: torch.dtype, isa: str
-) -> None:
+def test_update_agrees(shape: tuple[int, ...], dtype: torch.dtype, grad_dtype: torch.dtype, isa: str) -> None:
     t = given(shape, dtype, grad_dtype)
     for i in range(0, 24, 5):
         adv, momentum = run(t, "native", **settings(i))
@@ -257,9 +253,7 @@ def test_tiny_gradients_do_not_vanish(backend: str) -> None:
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("out", DTYPES, ids=str)
 @pytest.mark.parametrize("channels_last", [False, True])
-def test_occlude_agrees(
-    dtype: torch.dtype, out: torch.dtype, channels_last: bool, isa: str
-) -> None:
+def test_occlude_agrees(dtype: torch.dtype, out: torch.dtype, channels_last: bool, isa: str) -> None:
     for shape, patch, stride in [
         ((2, 3, 32, 32), 4, 4),
         ((1, 1, 1, 1), 1, 1),
@@ -280,9 +274,7 @@ def test_occlude_agrees(
             expected = ops.occlude(images, first, count, backend="reference", **common)
             assert found.dtype == out
             assert found.shape == (shape[0] * count, *shape[1:])
-            assert found.is_contiguous(
-                memory_format=torch.channels_last if channels_last else torch.contiguous_format
-            )
+            assert found.is_contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
             assert torch.equal(found, expected)
 
 
@@ -312,9 +304,7 @@ def test_window_mean_has_the_same_bits_everywhere(dtype: torch.dtype, isa: str) 
 
 def test_empty_batches(backend: str) -> None:
     x, none = torch.empty(0, 3, 8, 8), torch.empty(0)
-    adv, _ = ops.update(
-        x, x, x, torch.empty(0, 8, 8), eps=none, alpha=none, background=none, backend=backend
-    )
+    adv, _ = ops.update(x, x, x, torch.empty(0, 8, 8), eps=none, alpha=none, background=none, backend=backend)
     assert adv.shape == x.shape
     assert ops.occlude(x, 0, 4, patch=4, backend=backend).shape == x.shape
     assert ops.occlude(torch.rand(2, 3, 8, 8), 0, 0, patch=4, backend=backend).shape == x.shape
@@ -324,13 +314,9 @@ def test_empty_batches(backend: str) -> None:
 
 def test_backends_are_chosen_and_named() -> None:
     x = torch.rand(1, 3, 8, 8)
-    with pytest.raises(
-        ValueError, match="backend: expected one of auto, reference, native, triton"
-    ):
+    with pytest.raises(ValueError, match="backend: expected one of auto, reference, native, triton"):
         ops.occlude(x, 0, 1, patch=4, backend="cuda")
-    with pytest.raises(
-        ValueError, match=r"'triton' does not take torch\.float64 on cpu; pass 'auto'"
-    ):
+    with pytest.raises(ValueError, match=r"'triton' does not take torch\.float64 on cpu; pass 'auto'"):
         ops.occlude(x.double(), 0, 1, patch=4, backend="triton")
     with pytest.raises(ValueError, match="isa: mmx is not available"):
         _native_cpu.use_isa("mmx")

@@ -13,21 +13,15 @@ from sdsgsm_fast import metrics
 
 @pytest.mark.parametrize("shape", [(4, 3, 32, 32), (2, 1, 7, 7), (2, 3, 33, 31)])
 @pytest.mark.parametrize("bounds", [(0.0, 1.0), (0.0, 255.0), (-1.0, 1.0)])
-def test_ssim_and_psnr_equal_scikit_image(
-    shape: tuple[int, ...], bounds: tuple[float, float]
-) -> None:
+def test_ssim_and_psnr_equal_scikit_image(shape: tuple[int, ...], bounds: tuple[float, float]) -> None:
     span = bounds[1] - bounds[0]
     images = torch.rand(shape) * span + bounds[0]
     adv = (images + 0.05 * span * torch.randn(shape)).clamp(*bounds)
     ssim, psnr = metrics.ssim(adv, images, bounds), metrics.psnr(adv, images, bounds)
     for i in range(shape[0]):
         a, x = (t[i].double().numpy() for t in (adv, images))
-        assert float(ssim[i]) == pytest.approx(
-            structural_similarity(x, a, data_range=span, channel_axis=0), abs=1e-9
-        )
-        assert float(psnr[i]) == pytest.approx(
-            peak_signal_noise_ratio(x, a, data_range=span), abs=1e-9
-        )
+        assert float(ssim[i]) == pytest.approx(structural_similarity(x, a, data_range=span, channel_axis=0), abs=1e-9)
+        assert float(psnr[i]) == pytest.approx(peak_signal_noise_ratio(x, a, data_range=span), abs=1e-9)
 
 
 def test_norms() -> None:

@@ -66,19 +66,15 @@ GAINS: dict[str, Body] = {
     "read twice": lambda m, x: (lambda y: y[:, 1] * y[:, 1].sigmoid())(m.mlp(x)),
     "permuted": lambda m, x: m.mlp(permuted(m, x))[:, 5],
     "by slices": lambda m, x: m.mlp(x)[:, 6, :],
-    "not dense": lambda m, x: m.b(F.relu(m.a(x.transpose(1, 2).contiguous().transpose(1, 2))))[
-        :, 8
-    ],
+    "not dense": lambda m, x: m.b(F.relu(m.a(x.transpose(1, 2).contiguous().transpose(1, 2))))[:, 8],
     "rows apart": lambda m, x: m.mlp(x.reshape(-1, 12)).view(len(x), 9, 12)[:, 7],
 }
 LEAVES: dict[str, Body] = {
-    "constant queries": lambda m, x: F.scaled_dot_product_attention(
-        m.place[:, :4].expand(len(x), -1, -1), m.c(x), x
-    )[:, 2],
+    "constant queries": lambda m, x: F.scaled_dot_product_attention(m.place[:, :4].expand(len(x), -1, -1), m.c(x), x)[
+        :, 2
+    ],
     "constant queries in heads": lambda m, x: (
-        F.scaled_dot_product_attention(
-            m.heads(m.place.repeat(len(x), 1, 1)), m.heads(m.c(x)), m.heads(x)
-        )
+        F.scaled_dot_product_attention(m.heads(m.place.repeat(len(x), 1, 1)), m.heads(m.c(x)), m.heads(x))
         .transpose(1, 2)
         .flatten(2)[:, 2]
     ),

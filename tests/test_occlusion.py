@@ -49,9 +49,7 @@ def captum_map(
     ],
     ids=["convnet", "float64", "strided", "linear"],
 )
-@pytest.mark.parametrize(
-    ("patch", "stride"), [((4, 4), (4, 4)), ((5, 3), (2, 3)), ((4, 4), (3, 1)), ((9, 9), (1, 1))]
-)
+@pytest.mark.parametrize(("patch", "stride"), [((4, 4), (4, 4)), ((5, 3), (2, 3)), ((4, 4), (3, 1)), ((9, 9), (1, 1))])
 @pytest.mark.parametrize(("score", "fill"), [("prob", 0.0), ("log_prob", 0.5), ("logit", 0.25)])
 def test_equals_captum(
     net: nn.Module,
@@ -66,9 +64,7 @@ def test_equals_captum(
     labels = predicted(net, images)
     if images.dtype == torch.float64 and backend == "triton":
         backend = "auto"  # Triton has no float64
-    found = occlusion_map(
-        net, images, labels, patch=patch, stride=stride, score=score, fill=fill, backend=backend
-    )
+    found = occlusion_map(net, images, labels, patch=patch, stride=stride, score=score, fill=fill, backend=backend)
     expected = captum_map(net, images, labels, patch, stride, fill, score)
     assert found.shape == (shape[0], *shape[2:])
     assert float((found - expected).abs().max()) <= 1e-6
@@ -111,9 +107,7 @@ def test_scores_by_hand(backend: str) -> None:
 
 def test_labels_default_to_the_predicted_classes() -> None:
     net, images = convnet(), torch.rand(3, 3, 12, 12)
-    assert torch.equal(
-        occlusion_map(net, images), occlusion_map(net, images, predicted(net, images))
-    )
+    assert torch.equal(occlusion_map(net, images), occlusion_map(net, images, predicted(net, images)))
 
 
 def test_models_may_return_an_object_with_logits() -> None:
@@ -165,9 +159,7 @@ def test_out_of_memory_halves_the_chunk() -> None:
             raise torch.OutOfMemoryError("CUDA out of memory")
         return net(x)
 
-    assert torch.allclose(
-        occlusion_scores(model, images, patch=3), occlusion_scores(net, images, patch=3), atol=1e-6
-    )
+    assert torch.allclose(occlusion_scores(model, images, patch=3), occlusion_scores(net, images, patch=3), atol=1e-6)
     assert max(sizes[sizes.index(4) :]) <= 4, "once halved, the chunk stays so"
 
     tried = []

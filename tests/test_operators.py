@@ -32,9 +32,7 @@ def passes(results: dict[str, str]) -> bool:
 @pytest.mark.parametrize("each", [False, True])
 @pytest.mark.parametrize("requires_grad", [False, True])
 @pytest.mark.parametrize("last", [False, True])
-def test_opcheck_update(
-    momentum: bool, each: bool, requires_grad: bool, last: bool, backend: str
-) -> None:
+def test_opcheck_update(momentum: bool, each: bool, requires_grad: bool, last: bool, backend: str) -> None:
     t = given(last=last)
     t["images"].requires_grad_(requires_grad)
     settings = (torch.tensor([0.1, 0.2]),) * 3 if each else (None,) * 3
@@ -91,9 +89,7 @@ def test_fake_results_have_the_real_layout(last: bool) -> None:
     with FakeTensorMode() as mode:
         fake_t = {k: mode.from_tensor(v) for k, v in t.items()}
         fake = ops.update(*fake_t.values(), decay=1.0, **STEP)
-        fake_copies = ops.occlude(
-            fake_t["images"], 0, 2, patch=4, channels_last=last, dtype=torch.float16
-        )
+        fake_copies = ops.occlude(fake_t["images"], 0, 2, patch=4, channels_last=last, dtype=torch.float16)
     for one, other in [*zip(fake, real, strict=True), (fake_copies, copies)]:
         assert one is not None
         assert other is not None

@@ -19,18 +19,14 @@ ROOT = Path(__file__).parents[1]
 
 def isolated(*arguments: str, site: Path, cwd: Path) -> subprocess.CompletedProcess[str]:
     """Run Python on an unpacked wheel: -S keeps an editable installation out of the way."""
-    path = os.pathsep.join(
-        [str(site), sysconfig.get_path("purelib"), sysconfig.get_path("platlib")]
-    )
+    path = os.pathsep.join([str(site), sysconfig.get_path("purelib"), sysconfig.get_path("platlib")])
     return python("-S", "-W", "error", *arguments, cwd=cwd, PYTHONPATH=path)
 
 
 def python(*arguments: str, cwd: Path, **env: str) -> subprocess.CompletedProcess[str]:
     ours = ("PYTHONPATH", "SDSGSM_BUILD", "SDSGSM_CUDA_ARCHITECTURES")
     clean = {k: v for k, v in os.environ.items() if k not in ours}
-    return subprocess.run(
-        [sys.executable, *arguments], cwd=cwd, env={**clean, **env}, capture_output=True, text=True
-    )
+    return subprocess.run([sys.executable, *arguments], cwd=cwd, env={**clean, **env}, capture_output=True, text=True)
 
 
 def build(tmp_path: Path, **env: str) -> Path:
@@ -125,9 +121,7 @@ def test_the_wheel_is_compiled_anew(tmp_path: Path, mode: str) -> None:
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_the_wheel_works_outside_the_tree(
-    tmp_path: Path, mode: str, copying: dict[str, str]
-) -> None:
+def test_the_wheel_works_outside_the_tree(tmp_path: Path, mode: str, copying: dict[str, str]) -> None:
     if mode == "auto" and not list((ROOT / "sdsgsm_fast").glob("_native_cuda*.so")):
         copying = {**copying, **NO_NVCC}
     check_wheel(tmp_path, mode, {**copying, **MODES[mode]})
@@ -190,9 +184,7 @@ def test_an_unknown_build_mode_is_named(tmp_path: Path) -> None:
     done = python(str(ROOT / "setup.py"), "--version", cwd=tmp_path, SDSGSM_BUILD="fast")
     assert done.returncode != 0
     assert "SDSGSM_BUILD: expected auto, cpu or none, found 'fast'" in done.stderr
-    done = python(
-        str(ROOT / "setup.py"), "--version", cwd=tmp_path, SDSGSM_CUDA_ARCHITECTURES="90 hopper"
-    )
+    done = python(str(ROOT / "setup.py"), "--version", cwd=tmp_path, SDSGSM_CUDA_ARCHITECTURES="90 hopper")
     assert done.returncode != 0
     assert "SDSGSM_CUDA_ARCHITECTURES: expected numbers such as 90" in done.stderr
 

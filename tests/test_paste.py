@@ -95,9 +95,7 @@ def test_every_dtype(size: Any, dtype: torch.dtype, backend: str) -> None:
 def test_any_layout(backend: str) -> None:
     c = case(SIZES[2], torch.float32)
     expected = by_hand(c, 0.0)
-    c["clean"] = torch.cat([c["clean"]] * 2, 1).contiguous(memory_format=torch.channels_last)[
-        :, :16
-    ]
+    c["clean"] = torch.cat([c["clean"]] * 2, 1).contiguous(memory_format=torch.channels_last)[:, :16]
     c["crops"] = torch.cat([c["crops"]] * 2, 3)[..., : c["crops"].shape[3]]
     c["image"] = torch.stack([c["image"]] * 2, 1)[:, 0]
     assert torch.equal(ops.paste(**c, backend=backend), expected)

@@ -72,9 +72,7 @@ def test_bfloat16_scores_are_differences_within_bfloat16() -> None:
         )
         result = attack.run(images, labels)
         assert torch.all(result.scores[:, 0, 0] == 0)
-        alone = occlusion_scores(
-            model, images, labels, patch=4, score="logit", precision="bfloat16"
-        )
+        alone = occlusion_scores(model, images, labels, patch=4, score="logit", precision="bfloat16")
         assert torch.equal(result.scores, alone)
         assert torch.allclose(result.domain.mean((1, 2)), torch.tensor(0.25))
 
@@ -193,14 +191,10 @@ def test_extreme_gradients_and_settings(backend: str) -> None:
 def test_16_bit_results_overflow_and_keep_nan_as_in_torch() -> None:
     values = torch.tensor([65504.0, 65519.0, 65520.0, 1e30, math.inf, -70000.0, math.nan, 3.3e38])
     for dtype in HALVES:
-        copy = ops.occlude(
-            values.view(1, 1, 1, -1), 0, 1, patch=1, fill=7.0, dtype=dtype, backend="native"
-        ).flatten()
+        copy = ops.occlude(values.view(1, 1, 1, -1), 0, 1, patch=1, fill=7.0, dtype=dtype, backend="native").flatten()
         expected = values.clone()
         expected[0] = 7.0
-        assert torch.equal(
-            copy.float().nan_to_num(nan=-1), expected.to(dtype).float().nan_to_num(nan=-1)
-        )
+        assert torch.equal(copy.float().nan_to_num(nan=-1), expected.to(dtype).float().nan_to_num(nan=-1))
 
 
 def test_constants_have_the_precision_of_each_batch() -> None:

@@ -14,9 +14,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conformance import gain_of, of_kind
-from test_attention import CASES as ATTENTIONS
-from test_attention import NEAR, by_softmax
-from test_attention import case as attention_case
 from test_kernels import given, settings
 from test_paste import DTYPES, SIZES, by_hand
 from test_paste import case as paste_case
@@ -34,7 +31,7 @@ from sdsgsm_fast.kernels.native import _DTYPES, _grid
 
 ROOT = Path(__file__).parents[1]
 ISAS = {"baseline": 0, "avx2": 1, "avx512": 2, "avx512_bf16": 3}
-UPDATE, OCCLUDE, WINDOW_MEAN, PASTE, WINOGRAD, ATTENTION = range(6)
+UPDATE, OCCLUDE, WINDOW_MEAN, PASTE, WINOGRAD = range(5)
 
 pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="g++ was not found")
 
@@ -78,9 +75,7 @@ def read(raw: bytes, like: Tensor) -> tuple[Tensor, bytes]:
     return value.view(like.shape), raw[n:]
 
 
-def update_request(
-    isa: str, t: dict[str, Any], options: dict[str, Any], *, in_place: bool
-) -> bytes:
+def update_request(isa: str, t: dict[str, Any], options: dict[str, Any], *, in_place: bool) -> bytes:
     adv = t["adv"]
     batch, channels, height, width = adv.shape
     compute = torch.float64 if adv.dtype == torch.float64 else torch.float32
@@ -174,9 +169,7 @@ def test_conformance_window_mean(driver: Path, isa: str) -> None:
         windows = Windows.over(c["height"], c["width"], tuple(c["patch"]), tuple(c["stride"]))
         raw = run(
             driver,
-            ints(WINDOW_MEAN, ISAS[isa])
-            + array(scores)
-            + ints(len(scores), *_grid(windows), _DTYPES[scores.dtype], 2),
+            ints(WINDOW_MEAN, ISAS[isa]) + array(scores) + ints(len(scores), *_grid(windows), _DTYPES[scores.dtype], 2),
         )
         found, _ = read(raw, case.expected["map"])
         assert torch.allclose(found, case.expected["map"], atol=case.atol, rtol=0)
@@ -196,9 +189,7 @@ def test_the_driver_reports_an_overflow(driver: Path) -> None:
 def tiles_request(c: dict[str, Any], size: Any) -> bytes:
     """The tiles of `test_paste.case`."""
     channels, map_size, crop_size, tile_size = size
-    maps = (
-        None if c[k] is None else c[k].permute(0, 2, 3, 1).contiguous() for k in ("clean", "crops")
-    )
+    maps = (None if c[k] is None else c[k].permute(0, 2, 3, 1).contiguous() for k in ("clean", "crops"))
     tables = (c[k] for k in ("image", "row", "col", "rows", "cols"))
     one = c["crops"] is not None and len(c["crops"]) == 1 < len(c["image"])
     return (
@@ -214,21 +205,14 @@ def test_paste(driver: Path, isa: str, crops: str) -> None:
     for size in SIZES:
         for dtype in DTYPES:
             c = paste_case(size, dtype, crops=crops)
-            request = (
-                ints(PASTE, ISAS[isa])
-                + tiles_request(c, size)
-                + ints(2)
-                + struct.pack("d", -math.inf)
-            )
+            request = ints(PASTE, ISAS[isa]) + tiles_request(c, size) + ints(2) + struct.pack("d", -math.inf)
             expected = by_hand(c, -math.inf).permute(0, 2, 3, 1).contiguous()
             found, rest = read(run(driver, request), expected)
             assert not rest
             assert torch.equal(found, expected)
 
 
-@pytest.mark.parametrize(
-    "isa", [*_native_cpu.isas(), *(["avx512_bf16"] if native.winograd_in_bfloat16() else [])]
-)
+@pytest.mark.parametrize("isa", [*_native_cpu.isas(), *(["avx512_bf16"] if native.winograd_in_bfloat16() else [])])
 def test_winograd(driver: Path, isa: str) -> None:
     dtype = torch.bfloat16 if isa == "avx512_bf16" else torch.float32
     cases = itertools.product(range(len(CONVOLUTIONS)), FORMS, (True, False))
@@ -247,17 +231,12 @@ def test_winograd(driver: Path, isa: str) -> None:
         )
         found, rest = read(run(driver, request), maps[1])
         assert not rest
-        expected = F.relu(
-            F.conv2d(x, weight, padding=padding, stride=stride)
-            + adds * (bias[:, None, None] + other)
-        )
+        expected = F.relu(F.conv2d(x, weight, padding=padding, stride=stride) + adds * (bias[:, None, None] + other))
         atol = 1e-5 if dtype == torch.float32 else 0.2
         assert torch.allclose(found.permute(0, 3, 1, 2).float(), expected, atol=atol)
 
 
-@pytest.mark.parametrize(
-    "isa", [*_native_cpu.isas(), *(["avx512_bf16"] if native.winograd_in_bfloat16() else [])]
-)
+@pytest.mark.parametrize("isa", [*_native_cpu.isas(), *(["avx512_bf16"] if native.winograd_in_bfloat16() else [])])
 @pytest.mark.parametrize("crops", ["each", "one"])
 def test_winograd_on_tiles(driver: Path, isa: str, crops: str) -> None:
     dtype = torch.bfloat16 if isa == "avx512_bf16" else torch.float32
@@ -286,20 +265,3 @@ def test_winograd_on_tiles(driver: Path, isa: str, crops: str) -> None:
         assert not rest
         atol = 1e-5 if dtype == torch.float32 else 0.2
         assert torch.allclose(found.permute(0, 3, 1, 2).float(), expected, atol=atol)
-
-
-@pytest.mark.parametrize("isa", _native_cpu.isas())
-@pytest.mark.parametrize("dtype", NEAR, ids=str)
-def test_attention(driver: Path, isa: str, dtype: torch.dtype) -> None:
-    for number, sizes in enumerate(ATTENTIONS):
-        tensors = attention_case(number, dtype)
-        request = (
-            ints(ATTENTION, ISAS[isa])
-            + b"".join(array(t) for t in tensors)
-            + ints(*sizes, _DTYPES[dtype])
-            + struct.pack("d", 0.25)
-        )
-        expected = by_softmax(*tensors, 0.25).transpose(1, 2)
-        found, rest = read(run(driver, request), expected.to(dtype))
-        assert not rest
-        assert torch.allclose(found.double(), expected, atol=NEAR[dtype])

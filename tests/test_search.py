@@ -1,4 +1,4 @@
-"""Domains searched in bfloat16 are the float32 domains; midpoint scores resemble the exact ones."""
+"""Domains searched in bfloat16 are the float32 domains."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ import zoo
 from nets import Looking, convnet, predicted
 from torch import Tensor, nn
 
-from sdsgsm_fast import SDSGSM, Occlusion, occlusion_map, occlusion_scores, ops
+from sdsgsm_fast import SDSGSM, Occlusion, occlusion_map, ops
 from sdsgsm_fast.common.windows import Windows
 from sdsgsm_fast.data.images import photo_crops
 from sdsgsm_fast.data.photonet import MEAN, STD, load_photonet
-from sdsgsm_fast.domains import Question
+from sdsgsm_fast.domains import UndecidedWindows
 from sdsgsm_fast.model import precision
 from sdsgsm_fast.model.precision import bfloat16_pays
 from sdsgsm_fast.occlusion import maps as occlusion
@@ -85,9 +85,7 @@ def hard(kind: str, seed: int) -> tuple[nn.Module, Tensor]:
 
 @pytest.mark.usefixtures("bfloat16_pays")
 @pytest.mark.parametrize("kind", ["noise", "black", "sure", "large"])
-@pytest.mark.parametrize(
-    ("score", "rule"), [("prob", "top"), ("log_prob", "threshold"), ("logit", "top")]
-)
+@pytest.mark.parametrize(("score", "rule"), [("prob", "top"), ("log_prob", "threshold"), ("logit", "top")])
 def test_hard_cases_end_in_the_float32_domain_too(kind: str, score: str, rule: str) -> None:
     off = []
     for seed, coverage in enumerate((0.25, 0.3, 0.4, 0.5)):
@@ -107,9 +105,7 @@ def test_hard_cases_end_in_the_float32_domain_too(kind: str, score: str, rule: s
 
 @pytest.mark.usefixtures("bfloat16_pays")
 @pytest.mark.parametrize("pays", [True, False])
-def test_the_first_images_tell_whether_a_search_pays(
-    pays: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_first_images_tell_whether_a_search_pays(pays: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(occlusion, "SURE_GAIN", 4.0)
     monkeypatch.setattr(occlusion, "LEAST_WORK", 0.0)
     monkeypatch.setattr(scoring, "WORTHWHILE", 1.1 if pays else 0.0)
@@ -186,7 +182,7 @@ def test_the_question_leaves_nothing_open(rule: str, geometry: Any) -> None:
     """However the scores in doubt move within it, the domain stays, if what is asked for is fixed."""
     size, patch, stride = geometry
     windows = Windows.over(*size, patch, stride)
-    question = Question(windows, rule, 0.3, 0.5, "auto")
+    question = UndecidedWindows(windows, rule, 0.3, 0.5, "auto")
     scores = torch.randn(6, len(windows), dtype=torch.float64)
     doubt = torch.rand_like(scores) * 0.05
 
@@ -204,55 +200,6 @@ def test_the_question_leaves_nothing_open(rule: str, geometry: Any) -> None:
     for _ in range(50):
         moved = scores + (2 * torch.rand_like(scores) - 1) * doubt
         assert torch.equal(of(moved), expected)
-
-
-def ranks(x: Tensor) -> Tensor:
-    return x.argsort().argsort().double()
-
-
-def test_midpoint_resembles_the_exact_scores() -> None:
-    net, images, normalisation = photos(32)
-    labels = predicted(net, (images - 0.5) / 0.25)
-    exact, found = (
-        occlusion_scores(net, images, labels, score="logit", method=m, **normalisation).flatten(1)
-        for m in ("auto", "midpoint")
-    )
-    spearman = torch.stack([
-        torch.corrcoef(torch.stack([ranks(a), ranks(b)]))[0, 1]
-        for a, b in zip(exact, found, strict=True)
-    ])  # fmt: skip
-    assert float(spearman.mean()) > 0.65
-    assert not torch.allclose(exact, found, atol=1e-3), "it is approximate"
-
-
-@pytest.mark.parametrize(("patch", "stride"), [(4, 4), ((5, 3), (2, 3)), (7, 2)])
-def test_midpoint_is_exact_for_linear_scores(patch: Any, stride: Any) -> None:
-    """On a linear model the gradient is the same everywhere, so the estimate is the score."""
-    net = nn.Sequential(nn.Flatten(), nn.Linear(3 * 13 * 14, 4))
-    images = torch.rand(3, 3, 13, 14)
-    exact, found = (
-        occlusion_scores(net, images, patch=patch, stride=stride, score="logit", method=m,
-                         fill=(0.1, 0.5, 0.3), mean=0.4, std=0.3)
-        for m in ("auto", "midpoint")
-    )  # fmt: skip
-    assert torch.allclose(exact, found, atol=1e-5)
-    assert float(exact.abs().max()) > 0.01
-
-
-def test_midpoint_as_a_domain() -> None:
-    net, images = convnet(), torch.rand(4, 3, 16, 16)
-    labels = predicted(net, images)
-    calls: list[tuple[str, int, int]] = []
-    attack = SDSGSM(net, steps=2, domain=Occlusion(method="midpoint"), max_memory=10**6,
-                    progress=lambda *call: calls.append(call))  # fmt: skip
-    result = attack.run(images, labels)
-    assert torch.allclose(result.domain.mean((1, 2)), torch.tensor(0.25))
-    searched = [call for call in calls if call[0] == "occlusion"]
-    assert searched[-1][1] == searched[-1][2]
-    with pytest.raises(ValueError, match="method: 'midpoint' cannot tell which windows flip"):
-        Occlusion(method="midpoint", rule="flip")
-    with pytest.raises(ValueError, match="method: expected one of"):
-        Occlusion(method="fast")
 
 
 MEMORY = """
@@ -290,9 +237,7 @@ print(growth({limit}), growth(None))
 """
 
 
-@pytest.mark.parametrize(
-    ("method", "looking"), [("incremental", False), ("dense", False), ("dense", True)]
-)
+@pytest.mark.parametrize(("method", "looking"), [("incremental", False), ("dense", False), ("dense", True)])
 def test_the_memory_limit_holds(method: str, looking: bool) -> None:
     """The process grows by no more than the limit, a quarter for Python, and by more without."""
     limit = 16 * 2**20

@@ -149,9 +149,7 @@ def test_models_that_overwrite_their_input() -> None:
 def test_a_domain_that_overwrites_its_argument_gets_a_copy() -> None:
     model, images = convnet(), torch.rand(4, 3, 16, 16)
     given = images.clone()
-    SDSGSM(model, steps=1, domain=lambda c, x, y: x.mul_(0.5).mean(1))(
-        images, model(images).argmax(1)
-    )
+    SDSGSM(model, steps=1, domain=lambda c, x, y: x.mul_(0.5).mean(1))(images, model(images).argmax(1))
     assert torch.equal(images, given)
 
 

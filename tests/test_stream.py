@@ -26,7 +26,7 @@ from sdsgsm_fast import (
     Gradient,
     SmoothingOnly,
 )
-from sdsgsm_fast.engine.surrogate import Search
+from sdsgsm_fast.engine.surrogate import Surrogate
 
 SETTINGS: dict[str, dict[str, Any]] = {
     "occlusion": {},
@@ -48,9 +48,7 @@ class Steady(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.net = nn.Sequential(
-            nn.Conv2d(3, 6, 3, 2), nn.SiLU(), nn.Flatten(), nn.Linear(6 * 49, 5)
-        )
+        self.net = nn.Sequential(nn.Conv2d(3, 6, 3, 2), nn.SiLU(), nn.Flatten(), nn.Linear(6 * 49, 5))
         with torch.no_grad():
             self.net[-1].weight.mul_(6)
 
@@ -97,13 +95,10 @@ def agree(found: dict[str, Tensor], result: AttackResult) -> None:
     ("name", "slots"),
     [*((name, 5) for name in SETTINGS), ("occlusion", 1), ("restarts", 1), ("momentum", 64)],
 )
-def test_slots_change_no_bit(
-    name: str, slots: int, net: nn.Module, images: Tensor, labels: Tensor
-) -> None:
+def test_slots_change_no_bit(name: str, slots: int, net: nn.Module, images: Tensor, labels: Tensor) -> None:
     settings = {"steps": 8, "eps": 6 / 255} | SETTINGS[name]
     alone = [
-        Attack(net, **settings).run(images[i : i + 1], labels[i : i + 1], index=torch.tensor([i]))
-        for i in range(23)
+        Attack(net, **settings).run(images[i : i + 1], labels[i : i + 1], index=torch.tensor([i])) for i in range(23)
     ]
     run = Attack(net, batch_size=slots, **settings).run(images, labels)
     agree(by_place(alone), run)
@@ -153,9 +148,7 @@ def test_targets_and_several_sizes_in_one_stream(net: nn.Module) -> None:
         assert torch.equal(result.success, expected.success)
 
 
-def test_slots_are_full_until_the_stream_ends(
-    net: nn.Module, images: Tensor, labels: Tensor
-) -> None:
+def test_slots_are_full_until_the_stream_ends(net: nn.Module, images: Tensor, labels: Tensor) -> None:
     """Nor is more than one batch asked for ahead of its time."""
     sizes: list[int] = []
     asked = 0
@@ -298,9 +291,7 @@ def test_a_single_image_without_memory_is_an_error() -> None:
         BIM(Hopeless())(torch.rand(1, 3, 8, 8), torch.zeros(1, dtype=torch.int64))
 
 
-def test_a_buffer_that_is_filled_again_is_no_harm(
-    net: nn.Module, images: Tensor, labels: Tensor
-) -> None:
+def test_a_buffer_that_is_filled_again_is_no_harm(net: nn.Module, images: Tensor, labels: Tensor) -> None:
     def batches() -> Iterator[tuple[Tensor, Tensor]]:
         buffer = torch.empty(5, 3, 16, 16)
         for x, y in zip(images[:20].split(5), labels[:20].split(5), strict=True):
@@ -360,11 +351,9 @@ def test_weights_that_change_unseen_between_results_count(hidden: bool) -> None:
 
 
 @pytest.mark.parametrize("early_stop", [False, True])
-def test_the_model_meets_images_in_their_own_layout(
-    early_stop: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_model_meets_images_in_their_own_layout(early_stop: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Slots of a traced search are channels_last; whom the model judges is not."""
-    monkeypatch.setattr(Search, "doubt", property(lambda _: torch.inf))
+    monkeypatch.setattr(Surrogate, "uncertainty", property(lambda _: torch.inf))
     torch.manual_seed(3)  # images that fall after 3 to 20 updates
     net = zoo.residual().eval()
     net.layouts = []  # the model's own, so that it can be traced

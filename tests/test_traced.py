@@ -23,7 +23,7 @@ from sdsgsm_fast.engine import surrogate as searches
 from sdsgsm_fast.engine.convolution import Convolution
 from sdsgsm_fast.engine.layer import Layer
 from sdsgsm_fast.engine.linear import ACTIVATIONS, Activation, Linear, runs
-from sdsgsm_fast.engine.surrogate import Search, prepare
+from sdsgsm_fast.engine.surrogate import Surrogate, prepare_surrogate
 from sdsgsm_fast.engine.trace import JUMPS, TraceError, trace
 from sdsgsm_fast.model.classifier import Classifier
 
@@ -44,9 +44,7 @@ CONVOLUTIONS: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("name", CONVOLUTIONS)
 @pytest.mark.parametrize("relu", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
-def test_gradients_of_a_layer(
-    name: str, relu: bool, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_gradients_of_a_layer(name: str, relu: bool, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
     options = {"stride": (1, 1), "padding": (0, 0), "dilation": (1, 1), "groups": 1}
     options |= CONVOLUTIONS[name]
     kernel: Any = options.pop("kernel", 3)
@@ -69,9 +67,7 @@ def test_gradients_of_a_layer(
         assert float(wrong.double().mean()) <= 0.001
     alone = torch.autograd.grad(layer(x), x, up)[0]
     kept = F.conv2d(x, weight, bias, **options)
-    assert torch.allclose(
-        alone, torch.autograd.grad(kept.relu() if relu else kept, x, up)[0], atol=1e-3
-    )
+    assert torch.allclose(alone, torch.autograd.grad(kept.relu() if relu else kept, x, up)[0], atol=1e-3)
     up[1] = 0  # an image whose gradient nobody asks for is not computed
     monkeypatch.setattr(layers, "WORTH_COPYING", 0)
     part = torch.autograd.grad(layer(x), x, up)[0]
@@ -81,9 +77,7 @@ def test_gradients_of_a_layer(
 
 @pytest.mark.parametrize("name", [*zoo.TILED, *zoo.MIXED])
 @pytest.mark.parametrize("forced", [False, True], ids=["", "all by winograd"])
-def test_logits_and_gradients_are_the_models(
-    name: str, forced: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_logits_and_gradients_are_the_models(name: str, forced: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     if forced:
         monkeypatch.setattr(layers, "LEAST_CHANNELS", 1)
     net, images = (
@@ -91,7 +85,7 @@ def test_logits_and_gradients_are_the_models(
         torch.rand(4, 3, 20, 24),
     )
     classifier = Classifier(net, mean=0.4, std=(0.2, 0.3, 0.25))
-    search = Search(classifier, images, torch.float32, "auto")
+    search = Surrogate(classifier, images, torch.float32, "auto")
     assert search.agrees(classifier, images)
     logits, leaf = classifier.trace(images)
     classifier.search = search
@@ -111,7 +105,7 @@ def test_transformers(kind: str) -> None:
     """Class tokens as long as the batch, attention called in three ways."""
     net, images = zoo.Transformer(kind).eval().requires_grad_(False), torch.rand(6, 3, 20, 24)
     classifier = Classifier(net)
-    search = Search(classifier, images, torch.float32, "auto")
+    search = Surrogate(classifier, images, torch.float32, "auto")
     assert search.agrees(classifier, images)
     names = [step.name for step in search.network.steps]
     expected = {"encoder": 2, "by hand": 0, "direct": 1}[kind]
@@ -129,7 +123,7 @@ def test_transformers(kind: str) -> None:
         )
         assert float(own.norm()) > 1e-3
         assert float((grad - own).norm() / own.norm()) < 1e-4
-    reduced = Search(classifier, images, torch.bfloat16, "auto")
+    reduced = Surrogate(classifier, images, torch.bfloat16, "auto")
     assert reduced.agrees(classifier, images)
     assert reduced.network.dtype == torch.bfloat16
 
@@ -137,9 +131,7 @@ def test_transformers(kind: str) -> None:
 @pytest.mark.parametrize("activation", [Activation(), *ACTIVATIONS], ids=str)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize(("rows", "inputs", "outputs"), [(1, 1, 1), (7, 13, 5), (130, 31, 96)])
-def test_products(
-    activation: Activation, dtype: torch.dtype, rows: int, inputs: int, outputs: int
-) -> None:
+def test_products(activation: Activation, dtype: torch.dtype, rows: int, inputs: int, outputs: int) -> None:
     there = dtype == torch.float32 or onednn_in_bfloat16()
     assert runs(torch.ones(inputs, outputs, dtype=dtype)) == there
     if not there:
@@ -234,10 +226,10 @@ def test_small_logits_are_checked_as_well(monkeypatch: pytest.MonkeyPatch) -> No
             p.mul_(1e-5)
     classifier = Classifier(net)
     assert float(net(images).abs().max()) < 1e-4
-    assert prepare(classifier, images, torch.float32, "auto", None) is not None
+    assert prepare_surrogate(classifier, images, torch.float32, "auto", None) is not None
     own = Layer.forward
     monkeypatch.setattr(Layer, "forward", lambda *a: own(*a) * 1.01)
-    assert prepare(classifier, images, torch.float32, "auto", None) is None
+    assert prepare_surrogate(classifier, images, torch.float32, "auto", None) is None
     found = occlusion_map(net, images, score="logit")
     expected = occlusion_map(Looking(net), images, score="logit")
     assert float((found - expected).abs().max()) < 1e-5 * float(expected.abs().max())
@@ -260,7 +252,7 @@ def test_attention_of_somebody_elses_is_not_taken_for_pytorchs(
     monkeypatch.setattr(F, "scaled_dot_product_attention", lambda q, k, v, **_: own(q * 9, k, v))
     net, images = zoo.Transformer("direct").eval().requires_grad_(False), torch.rand(5, 3, 20, 24)
     classifier = Classifier(net)
-    search = prepare(classifier, images, torch.float32, "auto", None)
+    search = prepare_surrogate(classifier, images, torch.float32, "auto", None)
     assert search is not None
     assert torch.allclose(search(classifier.inputs(images)), net(images), atol=1e-5)
     expected = net(images)
@@ -278,7 +270,7 @@ def test_attention_to_constant_keys() -> None:
         return mixed.transpose(1, 2).unflatten(2, x.shape[2:])
 
     net, images = zoo.Net(body, {"a": zoo.conv(3, 8)}, 8).eval(), torch.rand(5, 3, 20, 24)
-    search = prepare(Classifier(net.requires_grad_(False)), images, torch.float32, "auto", None)
+    search = prepare_surrogate(Classifier(net.requires_grad_(False)), images, torch.float32, "auto", None)
     assert search is not None
     assert torch.allclose(search(images), net(images), atol=1e-5)
     assert sum(step.work for step in search.network.steps if "attention" in step.name) > 0
@@ -328,7 +320,7 @@ def test_whose_gradient_is_its_own_business_runs_itself(name: str) -> None:
     net, images = LEFT_ALONE[name]().eval(), torch.rand(3, 3, 20, 24)
     classifier = Classifier(net)
     with classifier.frozen():
-        assert prepare(classifier, images, torch.float32, "auto", None) is None
+        assert prepare_surrogate(classifier, images, torch.float32, "auto", None) is None
     labels = predicted(net, images)
     settings: dict[str, Any] = {"steps": 5, "early_stop": False}
     found = SmoothingOnly(net, **settings)(images, labels)
@@ -370,7 +362,7 @@ def test_the_models_verdict_is_the_last_word(monkeypatch: pytest.MonkeyPatch) ->
     assert torch.equal(auto.success, (predicted(net, auto.adv) != labels) & ~auto.skipped)
     assert (auto.updates != strict.updates).double().mean() <= 0.1
     # Where every verdict is in doubt the model is asked each time, and nothing else changes.
-    monkeypatch.setattr(Search, "doubt", torch.inf)
+    monkeypatch.setattr(Surrogate, "uncertainty", torch.inf)
     asked = SDSGSM(net).run(images, labels)
     assert torch.equal(asked.adv, auto.adv)
     assert torch.equal(asked.updates, auto.updates)
@@ -380,7 +372,7 @@ def test_the_models_verdict_is_the_last_word(monkeypatch: pytest.MonkeyPatch) ->
 
 def test_passes_of_a_search_do_not_depend_on_the_batch(monkeypatch: pytest.MonkeyPatch) -> None:
     """Also where the model itself is asked about some clean images."""
-    monkeypatch.setattr(Search, "doubt", 0.2)
+    monkeypatch.setattr(Surrogate, "uncertainty", 0.2)
     net, images = convnet(), torch.rand(12, 3, 16, 16)
     labels = predicted(net, images)
     attack = SmoothingOnly(net, steps=5)
@@ -465,9 +457,7 @@ def test_caches_outside_the_model_stay_clean(kind: str) -> None:
     labels = torch.zeros(3, dtype=torch.int64)
     found = BIM(model, steps=4)(images, labels)
     assert not any(t.is_meta for t in (*CACHE.values(), net.grid, *seen.values()))
-    assert torch.allclose(
-        found, BIM(model, steps=4, precision="float32")(images, labels), atol=0.02
-    )
+    assert torch.allclose(found, BIM(model, steps=4, precision="float32")(images, labels), atol=0.02)
     assert net(images).isfinite().all()
 
 
@@ -490,12 +480,11 @@ def test_steps_and_gates_are_left_to_the_model() -> None:
     for body in (gated, guarded, drawing):
         classifier = Classifier(zoo.Net(body, {"a": zoo.conv(3, 8)}, 8).eval())
         with classifier.frozen():
-            assert prepare(classifier, images, torch.float32, "auto", None) is None
+            assert prepare_surrogate(classifier, images, torch.float32, "auto", None) is None
 
 
 FLOATING_JUMPS: dict[str, Callable[[Tensor], Tensor]] = {
-    name: getattr(torch, name)
-    for name in ("round", "floor", "ceil", "trunc", "frac", "sign", "sgn", "angle")
+    name: getattr(torch, name) for name in ("round", "floor", "ceil", "trunc", "frac", "sign", "sgn", "angle")
 } | {
     "heaviside": lambda x: torch.heaviside(x, torch.ones_like(x)),
     "fmod": lambda x: torch.fmod(x, 0.3),
@@ -533,11 +522,9 @@ def test_every_floating_jump_is_noticed(name: str) -> None:
     ],
 )
 def test_a_verdict_after_a_jump_is_the_models(jump: Callable[[Tensor], Tensor]) -> None:
-    net = zoo.Net(
-        lambda m, x: m["b"](jump(m["a"](x))), {"a": zoo.conv(3, 8), "b": zoo.conv(8, 8)}, 8
-    )
+    net = zoo.Net(lambda m, x: m["b"](jump(m["a"](x))), {"a": zoo.conv(3, 8), "b": zoo.conv(8, 8)}, 8)
     images = torch.rand(3, 3, 16, 16)
-    assert Search(Classifier(net.eval()), images, torch.float32, "auto").doubt == torch.inf
+    assert Surrogate(Classifier(net.eval()), images, torch.float32, "auto").uncertainty == torch.inf
     labels = predicted(net, images)
     found = occlusion_map(net, images, labels)
     assert torch.equal(found, occlusion_map(net, images, labels, backend="reference"))
@@ -551,7 +538,7 @@ def test_what_has_no_jump_is_searched_without_the_model(smooth: Callable[[Tensor
         lambda m, x: F.max_pool2d(smooth(m["a"](x)), 2, return_indices=True)[0],
         {"a": zoo.conv(3, 8)}, 8,
     )  # fmt: skip
-    assert Search(Classifier(net.eval()), torch.rand(3, 3, 16, 16), torch.float32, "auto").doubt < 1
+    assert Surrogate(Classifier(net.eval()), torch.rand(3, 3, 16, 16), torch.float32, "auto").uncertainty < 1
 
 
 def test_copies_of_an_attack_trace_for_themselves() -> None:

@@ -53,16 +53,11 @@ def test_update_of_a_large_odd_image() -> None:
 @pytest.mark.parametrize("shape", [(3, 3, 13, 11), (2, 3, 55, 50)], ids=str)
 @pytest.mark.parametrize("in_place", [False, True])
 @pytest.mark.parametrize("normalize", ops.NORMALIZE)
-def test_channels_last_in_place_and_inactive(
-    shape: tuple[int, ...], in_place: bool, normalize: str
-) -> None:
+def test_channels_last_in_place_and_inactive(shape: tuple[int, ...], in_place: bool, normalize: str) -> None:
     """Canaries around every buffer that the kernels write to: the interpreter has no guards."""
     t = given(shape, torch.float32, torch.float32)
     t["active"] = torch.tensor([True, False, True][: shape[0]])
-    laid = {
-        k: v.contiguous(memory_format=torch.channels_last) if v.ndim == 4 else v
-        for k, v in t.items()
-    }
+    laid = {k: v.contiguous(memory_format=torch.channels_last) if v.ndim == 4 else v for k, v in t.items()}
     count, canary = t["adv"].numel(), 12345.0
     backing = {k: torch.full((count + 64,), canary, device=DEVICE) for k in ("adv", "momentum")}
     for k, whole in backing.items():
@@ -72,9 +67,7 @@ def test_channels_last_in_place_and_inactive(
     arguments = on_device(laid)
     positional = [arguments.pop(k) for k in ("adv", "images", "grad", "domain")]
     function = ops.update_ if in_place else ops.update
-    adv, momentum = function(
-        *positional, **arguments, decay=0.9, normalize=normalize, backend="triton"
-    )
+    adv, momentum = function(*positional, **arguments, decay=0.9, normalize=normalize, backend="triton")
     assert torch.allclose(adv.cpu(), expected, atol=2e-6, rtol=0)
     assert torch.allclose(momentum.cpu(), expected_momentum, atol=2e-5, rtol=2e-5)
     for whole in backing.values():

@@ -59,9 +59,7 @@ def case(number: int, stride: int = 1) -> tuple[Tensor, Tensor, Tensor, Tensor, 
     batch, channels, outputs, height, width, padding = CASES[number]
     x = last(torch.randn(batch, channels, height, width))
     weight = torch.randn(outputs, channels, 3, 3) / math.sqrt(9 * channels)
-    rows, cols = (
-        (n + 2 * p - 3) // stride + 1 for n, p in zip((height, width), padding, strict=True)
-    )
+    rows, cols = ((n + 2 * p - 3) // stride + 1 for n, p in zip((height, width), padding, strict=True))
     shape = (batch, outputs, rows, cols)
     return x, weight, torch.randn(outputs), last(torch.randn(shape)), padding
 
@@ -118,9 +116,7 @@ def test_bfloat16_is_refused_where_it_is_missing(isa: str) -> None:
 
 @pytest.mark.parametrize(("tile", "stride"), FORMS)
 @pytest.mark.parametrize("channels", [40, 129])
-def test_tiles_of_every_size_agree(
-    channels: int, tile: int, stride: int, dtype: torch.dtype
-) -> None:
+def test_tiles_of_every_size_agree(channels: int, tile: int, stride: int, dtype: torch.dtype) -> None:
     """Maps with all that a division by the tile can leave, on both axes."""
     weight = torch.randn(70, channels, 3, 3) / math.sqrt(9 * channels)
     packed, bias = winograd.pack(weight, tile, dtype, stride), torch.randn(70)
@@ -163,9 +159,7 @@ def test_bfloat16_is_as_near_as_its_rounding(number: int, tile: int, stride: int
         return
     x, weight, bias, other, padding = case(number, stride)
     x, weight, other = x.bfloat16(), weight.bfloat16().float(), other.bfloat16()
-    exact = (
-        F.conv2d(x.double(), weight.double(), bias.double(), padding=padding, stride=stride) + other
-    )
+    exact = F.conv2d(x.double(), weight.double(), bias.double(), padding=padding, stride=stride) + other
     packed = winograd.pack(weight, tile, torch.bfloat16, stride)
     found = winograd.convolve(x, packed, len(weight), bias, other, padding, False)
     assert float((found - exact).norm()) < (0.006 if tile == 2 else 0.015) * float(exact.norm())
@@ -173,9 +167,7 @@ def test_bfloat16_is_as_near_as_its_rounding(number: int, tile: int, stride: int
 
 @pytest.mark.parametrize(("tile", "stride"), FORMS)
 @pytest.mark.parametrize("number", range(len(CASES)))
-def test_nothing_is_written_around_the_result(
-    number: int, tile: int, stride: int, dtype: torch.dtype
-) -> None:
+def test_nothing_is_written_around_the_result(number: int, tile: int, stride: int, dtype: torch.dtype) -> None:
     x, weight, bias, other, padding = case(number, stride)
     canary = 12352.0
     batch, outputs, height, width = other.shape
@@ -191,9 +183,7 @@ def test_nothing_is_written_around_the_result(
 
 @pytest.mark.parametrize(("tile", "stride"), FORMS)
 @pytest.mark.parametrize("zeros", [[0], [4], [1, 2], [0, 1, 2, 3, 4]])
-def test_images_of_zeros_are_left_out(
-    tile: int, stride: int, zeros: list[int], dtype: torch.dtype
-) -> None:
+def test_images_of_zeros_are_left_out(tile: int, stride: int, zeros: list[int], dtype: torch.dtype) -> None:
     """Their results are zeros, over what was there; the others' are what they were."""
     x, weight, bias, other, padding = case(0, stride)
     x, other = x.to(dtype), other.to(dtype)
@@ -215,9 +205,7 @@ def test_images_of_zeros_are_left_out(
 
 
 @pytest.mark.parametrize(("tile", "stride"), FORMS)
-def test_an_image_does_not_depend_on_its_batch_nor_on_the_threads(
-    tile: int, stride: int, dtype: torch.dtype
-) -> None:
+def test_an_image_does_not_depend_on_its_batch_nor_on_the_threads(tile: int, stride: int, dtype: torch.dtype) -> None:
     x, weight = last(torch.randn(40, 47, 10, 9)).to(dtype), torch.randn(80, 47, 3, 3)
     packed, bias = winograd.pack(weight, tile, dtype, stride), torch.randn(80)
     together = winograd.convolve(x, packed, 80, bias, None, (1, 1), False)
@@ -233,9 +221,7 @@ def test_an_image_does_not_depend_on_its_batch_nor_on_the_threads(
 
 
 @pytest.mark.parametrize(("tile", "stride"), FORMS)
-def test_not_a_number_stays_one_and_no_images_give_none(
-    tile: int, stride: int, dtype: torch.dtype
-) -> None:
+def test_not_a_number_stays_one_and_no_images_give_none(tile: int, stride: int, dtype: torch.dtype) -> None:
     x, weight, bias, _, padding = case(1, stride)
     x[0, 2, 4, 4] = torch.nan
     x, packed = x.to(dtype), winograd.pack(weight, tile, dtype, stride)
@@ -250,9 +236,7 @@ def test_not_a_number_stays_one_and_no_images_give_none(
 @pytest.mark.parametrize(("tile", "stride"), FORMS)
 def test_any_layout_is_taken(tile: int, stride: int) -> None:
     x, weight, bias, other, padding = case(2, stride)
-    expected = winograd.convolve(
-        x, winograd.pack(weight, tile, stride=stride), 70, bias, other, padding, True
-    )
+    expected = winograd.convolve(x, winograd.pack(weight, tile, stride=stride), 70, bias, other, padding, True)
     found = winograd.convolve(
         x.contiguous(),
         winograd.pack(weight, tile, stride=stride),
@@ -297,9 +281,7 @@ def test_tiles_are_read_as_if_they_were_written(
 
 
 @pytest.mark.parametrize("change", ["", "pad", "dtype", "small"])
-def test_a_layer_writes_tiles_out_where_it_must(
-    change: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_layer_writes_tiles_out_where_it_must(change: str, monkeypatch: pytest.MonkeyPatch) -> None:
     size: Any = (40, (9, 11), (4, 4), (3, 3) if change == "small" else (6, 7))
     x = tiles_of(size, torch.float32, "each")
     if change == "pad":
@@ -319,9 +301,7 @@ def test_a_layer_writes_tiles_out_where_it_must(
 
 def interpolation(points: list[float], taps: int) -> Tensor:
     """G of Toom and Cook for the points and ∞: p^j over the product of p's distances."""
-    rows = [
-        [p**j / math.prod(p - q for q in points if q != p) for j in range(taps)] for p in points
-    ]
+    rows = [[p**j / math.prod(p - q for q in points if q != p) for j in range(taps)] for p in points]
     return torch.tensor([*rows, [0] * (taps - 1) + [1]]).double()
 
 

@@ -50,9 +50,7 @@ def type_of(name: str, grad: str) -> str:
     return "fp32" if name in FLOATS else "i32"
 
 
-def compiled(
-    fn: Any, size: int, grad: str, arch: int, warps: int, **constants: Any
-) -> dict[str, Any]:
+def compiled(fn: Any, size: int, grad: str, arch: int, warps: int, **constants: Any) -> dict[str, Any]:
     constants = {
         "CHANNELS_LAST": False,
         "SIGN": False,
@@ -74,9 +72,7 @@ def compiled(
         file.write(binary)
         file.flush()
         code, usage = (
-            subprocess.run(
-                [TOOLS / tool, option, file.name], capture_output=True, text=True, check=True
-            ).stdout
+            subprocess.run([TOOLS / tool, option, file.name], capture_output=True, text=True, check=True).stdout
             for tool, option in (("nvdisasm", "-c"), ("cuobjdump", "--dump-resource-usage"))
         )
     registers, stack = re.search(r"REG:(\d+) STACK:(\d+)", usage).groups()
@@ -98,11 +94,7 @@ def main() -> None:
             for size in IMAGE_SIZES["two passes"]:
                 common = (size, grad, arch, update_kernel.warps(update_kernel.CHUNK))
                 rows.append(compiled(update_kernel.norm_part, *common, BLOCK=update_kernel.CHUNK))
-                rows.append(
-                    compiled(
-                        update_kernel.update_part, *common, BLOCK=update_kernel.CHUNK, PARTS=64
-                    )
-                )
+                rows.append(compiled(update_kernel.update_part, *common, BLOCK=update_kernel.CHUNK, PARTS=64))
         for size in (4096, 4099):  # with channels a multiple of 16, and not
             common = (paste_kernel.paste, size, "*fp32", arch, 4)
             rows.append(compiled(*common, HAS_CROPS=True, PIXELS=32, CHANNELS=64))

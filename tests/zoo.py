@@ -221,9 +221,7 @@ def group_norm() -> nn.Module:
 
 def reflected() -> nn.Module:
     b = conv(8, 8, padding_mode="reflect", padding=1)
-    return Net(
-        lambda m, x: m["b"](m["z"](m["a"](x))), {"a": conv(3, 8), "z": conv(8, 8), "b": b}, 8
-    )
+    return Net(lambda m, x: m["b"](m["z"](m["a"](x))), {"a": conv(3, 8), "z": conv(8, 8), "b": b}, 8)
 
 
 def transposed() -> nn.Module:
@@ -370,12 +368,8 @@ class RandomNet(nn.Module):
             out = width * pick([1, 2]) if groups > 1 else pick([4, 6])
             k, d = pick([(1, 1), (3, 3), (3, 1), (5, 3)]), pick([1, 1, 2])
             pad = tuple((n - 1) * d // 2 for n in k)
-            self.layers.append(
-                nn.Conv2d(width, out, k, stride, pad, d, groups, bias=pick([True, False]))
-            )
-            self._note(
-                "layer", (source,), len(self.layers) - 1, out, scale + (stride > 1), widths, scales
-            )
+            self.layers.append(nn.Conv2d(width, out, k, stride, pad, d, groups, bias=pick([True, False])))
+            self._note("layer", (source,), len(self.layers) - 1, out, scale + (stride > 1), widths, scales)
         elif kind == "norm":
             self.layers.append(norm(width))
             self._note("layer", (source,), len(self.layers) - 1, width, scale, widths, scales)

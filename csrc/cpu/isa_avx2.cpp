@@ -15,12 +15,11 @@ namespace {
 constexpr int kLanes = 8, kRows = 6, kVecs = 2;  // vectors.inl: 12 of 16 registers
 #include "vectors.inl"
 #include "pixels.inl"
-#include "attention.inl"
 constexpr int kTiles = 48;  // winograd.inl
 #include "winograd.inl"
 }  // namespace
 
-extern const Kernels avx2{"avx2", update, occlude, window_mean, paste, attention,
+extern const Kernels avx2{"avx2", update, occlude, window_mean, paste,
                             winograd<Single>, winograd_pack<Single>};
 }  // namespace sdsgsm::cpu
 #endif

@@ -16,12 +16,11 @@ namespace {
 constexpr int kLanes = 16, kRows = 6, kVecs = 4;  // vectors.inl: 24 of 32 registers
 #include "vectors.inl"
 #include "pixels.inl"
-#include "attention.inl"
 constexpr int kTiles = 48;  // winograd.inl
 #include "winograd.inl"
 }  // namespace
 
-extern const Kernels avx512{"avx512", update, occlude, window_mean, paste, attention,
+extern const Kernels avx512{"avx512", update, occlude, window_mean, paste,
                             winograd<Single>, winograd_pack<Single>};
 }  // namespace sdsgsm::cpu
 #endif

@@ -12,11 +12,10 @@ namespace {
 constexpr int kLanes = 4, kRows = 6, kVecs = 2;  // vectors.inl: 12 of 16 registers
 #include "vectors.inl"
 #include "pixels.inl"
-#include "attention.inl"
 constexpr int kTiles = 48;  // winograd.inl
 #include "winograd.inl"
 }  // namespace
 
-extern const Kernels baseline{"baseline", update, occlude, window_mean, paste, attention,
+extern const Kernels baseline{"baseline", update, occlude, window_mean, paste,
                        winograd<Single>, winograd_pack<Single>};
 }  // namespace sdsgsm::cpu

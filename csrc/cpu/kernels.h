@@ -1,6 +1,5 @@
 // The CPU kernels' interface: one table of functions an instruction set.
 #pragma once
-#include "../attention.h"
 #include "../calls.h"
 #include "../paste.h"
 #include "../winograd.h"
@@ -14,7 +13,6 @@ struct Kernels {
   void (*occlude)(const OccludeCall&, int threads);
   void (*window_mean)(const WindowMeanCall&, int threads);
   void (*paste)(const PasteCall&, int threads);
-  void (*attention)(const AttentionCall&, int threads);
   void (*winograd)(const WinogradCall&, int threads);
   void (*winograd_pack)(const WinogradPackCall&, int threads);
 };

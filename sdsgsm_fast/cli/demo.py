@@ -95,9 +95,7 @@ def run_attacks(
         yield Row(name, result.metrics(), seconds), result
 
 
-def draw_figure(
-    path: Path, scene: Scene, result: AttackResult, *, eps: float, rows: int = 6
-) -> None:
+def draw_figure(path: Path, scene: Scene, result: AttackResult, *, eps: float, rows: int = 6) -> None:
     """Draw clean | sensitivity | domain | perturbation | adversarial, one class a row.
 
     Parameters
@@ -125,9 +123,7 @@ def draw_figure(
     some = bool(result.success.any())
     shown = _one_a_class(scene, result.success if some else ~result.success, rows)
     windows = Occlusion().windows(scene.images)
-    heat = ops.window_mean(
-        result.scores, windows.height, windows.width, patch=windows.patch, stride=windows.stride
-    )
+    heat = ops.window_mean(result.scores, windows.height, windows.width, patch=windows.patch, stride=windows.stride)
     factor = max(1, round(0.5 / eps))
     before = scene.probabilities(scene.images)
     after = scene.probabilities(result.adv)

@@ -89,15 +89,9 @@ def demo(
     backend: Annotated[
         str, typer.Option(help=f"One of: {', '.join(backends.NAMES)}.", callback=_check_backend)
     ] = "auto",
-    device: Annotated[
-        str, typer.Option(help="Where to compute: cpu, cuda or cuda:N.", callback=_check_device)
-    ] = "cpu",
-    per_class: Annotated[
-        int, typer.Option(min=1, max=1000, help="Test crops of each of the ten photographs.")
-    ] = 32,
-    eps: Annotated[
-        float, typer.Option(min=0.1, max=255, help="ε, in units of 1/255: 8 means 8/255.")
-    ] = 8.0,
+    device: Annotated[str, typer.Option(help="Where to compute: cpu, cuda or cuda:N.", callback=_check_device)] = "cpu",
+    per_class: Annotated[int, typer.Option(min=1, max=1000, help="Test crops of each of the ten photographs.")] = 32,
+    eps: Annotated[float, typer.Option(min=0.1, max=255, help="ε, in units of 1/255: 8 means 8/255.")] = 8.0,
     steps: Annotated[int, typer.Option(min=1, max=10_000, help="Largest number of updates.")] = 20,
     out: Annotated[
         Path,
@@ -121,9 +115,7 @@ def demo(
     )
     outcomes = []
     with _bars(console) as bar_of:
-        for outcome in scenes.run_attacks(
-            scene, eps=eps / 255, steps=steps, backend=backend, progress=bar_of
-        ):
+        for outcome in scenes.run_attacks(scene, eps=eps / 255, steps=steps, backend=backend, progress=bar_of):
             outcomes.append(outcome)
             if not console.is_terminal:
                 console.print(f"{outcome[0].name}: {outcome[0].seconds:.1f} s")

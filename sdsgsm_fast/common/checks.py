@@ -120,8 +120,7 @@ def values_in_bounds(images: Tensor, bounds: tuple[float, float]) -> None:
     if low < lo:
         hint = "give images before normalisation and pass mean and std, or pass the right bounds"
     raise ValueError(
-        f"images: values must lie in bounds [{lo:g}, {hi:g}] (tolerance {TOLERANCE:g}), "
-        f"found {low:g}..{high:g}; {hint}"
+        f"images: values must lie in bounds [{lo:g}, {hi:g}] (tolerance {TOLERANCE:g}), found {low:g}..{high:g}; {hint}"
     )
 
 
@@ -175,10 +174,7 @@ def classes_in_range(name: str, labels: Tensor, classes: int) -> None:
         return
     low, high = (int(v) for v in labels.aminmax())
     if low < 0 or high >= classes:
-        raise ValueError(
-            f"{name}: expected 0..{classes - 1}, as the model has {classes} classes, "
-            f"found {low}..{high}"
-        )
+        raise ValueError(f"{name}: expected 0..{classes - 1}, as the model has {classes} classes, found {low}..{high}")
 
 
 def usable(name: str, device: torch.device | str) -> None:
@@ -193,9 +189,7 @@ def usable(name: str, device: torch.device | str) -> None:
 def same_device(name: str, tensor: Tensor, images: Tensor) -> None:
     """Require the images' device."""
     if tensor.device != images.device:
-        raise ValueError(
-            f"{name}: expected device {images.device} as images, found {tensor.device}"
-        )
+        raise ValueError(f"{name}: expected device {images.device} as images, found {tensor.device}")
 
 
 def same_shape(name: str, tensor: Tensor, shape: Sequence[int]) -> None:
@@ -233,10 +227,7 @@ def per_channel(name: str, value: PerChannel, channels: int) -> tuple[float, ...
         kind = "expected numbers, one or one a channel"
         raise TypeError(f"{name}: {kind}, found {value!r}") from error
     if len(values) not in (1, channels):
-        raise ValueError(
-            f"{name}: expected one value or one for each of {channels} channels, "
-            f"found {len(values)}"
-        )
+        raise ValueError(f"{name}: expected one value or one for each of {channels} channels, found {len(values)}")
     if not all(math.isfinite(v) for v in values):
         raise ValueError(f"{name}: expected finite values, found {values}")
     return tuple(values) * (channels if len(values) == 1 else 1)

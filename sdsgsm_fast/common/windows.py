@@ -54,10 +54,7 @@ class Windows:
         p = as_pair("patch", patch)
         s = p if stride is None else as_pair("stride", stride)
         if p[0] > height or p[1] > width:
-            raise ValueError(
-                f"patch: must fit into the image of {height}×{width}, found {p}; "
-                "images are (B, C, H, W)"
-            )
+            raise ValueError(f"patch: must fit into the image of {height}×{width}, found {p}; images are (B, C, H, W)")
         if s[0] > p[0] or s[1] > p[1]:
             raise ValueError(f"stride: must not exceed the patch {p}, found {s}")
         return cls(height, width, p, s)

@@ -108,9 +108,7 @@ def _draw(photo: Tensor, split: str, rng: np.random.Generator) -> Tensor:
         crop = photo[:, top : top + side, left : left + side]
         if float(crop.mean(0).std()) < _MIN_CONTRAST:
             continue
-        resized = F.interpolate(
-            crop[None], (_SIDE, _SIDE), mode="bilinear", antialias=True, align_corners=False
-        )[0]
+        resized = F.interpolate(crop[None], (_SIDE, _SIDE), mode="bilinear", antialias=True, align_corners=False)[0]
         return (resized.clamp(0, 1) * 255).round() / 255
 
 

@@ -24,9 +24,7 @@ class Residual(nn.Module):
         self.conv2 = nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False)
         self.norm2 = nn.BatchNorm2d(outputs)
         self.shortcut: nn.Module = (
-            nn.Identity()
-            if stride == 1 and inputs == outputs
-            else nn.Conv2d(inputs, outputs, 1, stride, bias=False)
+            nn.Identity() if stride == 1 and inputs == outputs else nn.Conv2d(inputs, outputs, 1, stride, bias=False)
         )
 
     def forward(self, x: Tensor) -> Tensor:

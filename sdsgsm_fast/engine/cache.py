@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from .leaves import mapped
 from .state import State
-from .trace import Graph, Node, Repeated
+from .trace import BatchConstant, Graph, Node
 
 T = TypeVar("T")
 
@@ -27,7 +27,7 @@ Copies = list[tuple[Callable[[], Tensor | None], Tensor]]
 
 
 @dataclass(frozen=True)
-class _Held(Generic[T]):
+class _Entry(Generic[T]):
     owner: Callable[[], Any]  # a weak reference
     settings: Any
     state: State
@@ -35,11 +35,11 @@ class _Held(Generic[T]):
     made: T
 
 
-class Kept(Generic[T]):
+class PlanCache(Generic[T]):
     """Holds what was made of one model, until another comes or that one is gone."""
 
     def __init__(self) -> None:
-        self._held: _Held[T] | None = None
+        self._held: _Entry[T] | None = None
 
     def of(self, model: Any, settings: Any, graph: Callable[[], Graph], make: Callable[[Graph], T]
     ) -> T:  # fmt: skip
@@ -74,7 +74,7 @@ class Kept(Generic[T]):
             return make(traced)
         own, weights = copied(traced, owner)
         made = make(own)
-        self._held = _Held(reference, settings, state, weights, made)
+        self._held = _Entry(reference, settings, state, weights, made)
         return made
 
     def drop(self) -> None:
@@ -95,8 +95,8 @@ def copied(graph: Graph, owner: Any) -> tuple[Graph, Copies]:
     copies: dict[int, Tensor] = {}
 
     def copy(leaf: Any) -> Any:
-        if isinstance(leaf, Repeated):
-            return Repeated(copy(leaf.rows))
+        if isinstance(leaf, BatchConstant):
+            return BatchConstant(copy(leaf.rows))
         if not isinstance(leaf, Tensor):
             return leaf
         if id(leaf) not in copies:
@@ -107,9 +107,7 @@ def copied(graph: Graph, owner: Any) -> tuple[Graph, Copies]:
     for node in graph.nodes:
         args, kwargs = mapped(copy, (node.args, node.kwargs))
         nodes.append(Node(node.op, args, kwargs, node.shapes, node.dtypes))
-    weights: Copies = [
-        (weakref.ref(tensor), copy(tensor)) for tensor in (*module.parameters(), *module.buffers())
-    ]
+    weights: Copies = [(weakref.ref(tensor), copy(tensor)) for tensor in (*module.parameters(), *module.buffers())]
     return Graph(nodes, graph.output), weights
 
 

@@ -123,9 +123,7 @@ class _Results(TorchDispatchMode):  # type: ignore[no-untyped-call]
         """Keep PyTorch from loading torch.compile just to keep it out of here."""
         return False
 
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
-    ) -> Any:
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
         self._refs += [weakref.ref(x) for x in leaves(result) if isinstance(x, Tensor)]
         return result

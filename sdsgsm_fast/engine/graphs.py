@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-Look = Callable[..., tuple[Tensor, ...]]
+BatchFunction = Callable[..., tuple[Tensor, ...]]
 """``look(*inputs)``: results, each of which has a row for every row of the inputs."""
-Recorder = Callable[[Look, tuple[Tensor, ...]], Look]
+Recorder = Callable[[BatchFunction, tuple[Tensor, ...]], BatchFunction]
 
 LEAST = 8  # rows of a graph
 LARGEST = 1024  # rows from which kernels are taken to outlast their launches; not measured
@@ -19,8 +19,8 @@ WARM_UPS = 3  # libraries choose and allocate before anything is recorded
 AGREEMENT = 0.02  # largest deviation of a replay from the passes themselves, by the norm
 
 
-class Captured:
-    """Does what `look` does, by a recording for each size of batch.
+class GraphedFunction:
+    """Does what `function` does, by a recording for each size of batch.
 
     Sizes are rounded up to 8, 12, 16, 24, 32 and so on; rows that fill up are old ones. What is too
     large runs as it is; so does everything once something could not be recorded, or a replay
@@ -34,16 +34,16 @@ class Captured:
         ``record(look, inputs)`` returns what replays it for inputs of that shape.
     """
 
-    def __init__(self, look: Look, record: Recorder | None = None) -> None:
-        self.look, self.record = look, record or CudaGraphs()
-        self.replays: dict[tuple[int, int], Look] = {}  # by rows, and number of inputs
+    def __init__(self, function: BatchFunction, record: Recorder | None = None) -> None:
+        self.function, self.record = function, record or CudaGraphs()
+        self.replays: dict[tuple[int, int], BatchFunction] = {}  # by rows, and number of inputs
         self.failed = False
 
     def __call__(self, *inputs: Tensor) -> tuple[Tensor, ...]:
-        """The results of `look`, in memory of their own."""
+        """The results of `function`, in memory of their own."""
         size = rounded(len(inputs[0]))
         if self.failed or size > LARGEST:
-            return self.look(*inputs)
+            return self.function(*inputs)
         key = size, len(inputs)
         if key not in self.replays:
             try:
@@ -55,14 +55,14 @@ class Captured:
                 self.replays.clear()
                 reason = str(error).split("\n")[0]
                 warnings.warn(f"cuda_graphs: not used, {reason}", stacklevel=3)
-                return self.look(*inputs)
+                return self.function(*inputs)
         return self.replays[key](*inputs)
 
-    def _recorded(self, inputs: tuple[Tensor, ...]) -> Look:
+    def _recorded(self, inputs: tuple[Tensor, ...]) -> BatchFunction:
         """A replay that does the same for other inputs too: those, turned around."""
-        replay = self.record(self.look, inputs)
+        replay = self.record(self.function, inputs)
         other = tuple(x.flip(tuple(range(x.ndim))) for x in inputs)
-        for found, expected in zip(replay(*other), self.look(*other), strict=True):
+        for found, expected in zip(replay(*other), self.function(*other), strict=True):
             if not bool((found - expected).norm() <= AGREEMENT * expected.norm()):
                 raise RuntimeError("a replay differs from the passes themselves")
         return replay
@@ -74,8 +74,8 @@ class CudaGraphs:
     def __init__(self) -> None:
         self.pool: Any = None
 
-    def __call__(self, look: Look, inputs: tuple[Tensor, ...]) -> Look:
-        """Record `look` for inputs of that shape."""
+    def __call__(self, function: BatchFunction, inputs: tuple[Tensor, ...]) -> BatchFunction:
+        """Record `function` for inputs of that shape."""
         held, device = tuple(x.clone() for x in inputs), inputs[0].device
         graph = torch.cuda.CUDAGraph()
         # The outer stream comes back even if the recording breaks off.
@@ -84,13 +84,13 @@ class CudaGraphs:
             aside.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(aside):
                 for _ in range(WARM_UPS):
-                    look(*held)
+                    function(*held)
             torch.cuda.current_stream().wait_stream(aside)
             self.pool = torch.cuda.graph_pool_handle() if self.pool is None else self.pool
             # Other threads, a loader's for instance, may go on with theirs meanwhile.
             mode = "thread_local"
             with torch.cuda.graph(graph, self.pool, aside, capture_error_mode=mode):
-                outputs = look(*held)
+                outputs = function(*held)
 
         def replay(*given: Tensor) -> tuple[Tensor, ...]:
             rows = len(given[0])
@@ -103,7 +103,7 @@ class CudaGraphs:
         return replay
 
 
-def possible(images: Tensor) -> bool:
+def can_be_recorded(images: Tensor) -> bool:
     """Whether passes with such images can be recorded."""
     return images.is_cuda
 

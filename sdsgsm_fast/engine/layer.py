@@ -158,9 +158,7 @@ class Layer:
         stride = self.convolution.stride[0]
         tile = winograd.tile_for(*size, stride)
         assert tile is not None
-        return self._laid_out(
-            (key, tile), lambda: winograd.pack(weight().float(), tile, weight().dtype, stride)
-        )
+        return self._laid_out((key, tile), lambda: winograd.pack(weight().float(), tile, weight().dtype, stride))
 
     def _laid_out(self, key: Any, layout: Any) -> Tensor:
         if key not in self._weights:
@@ -170,9 +168,7 @@ class Layer:
     def _product(self, x: Tensor, size: Ints) -> Tensor:
         """One matrix product over all outputs of all images: each weight is read once a batch."""
         c = self.convolution
-        matrix = self._laid_out(
-            "product", lambda: c.weight.permute(2, 3, 1, 0).flatten(0, 2).contiguous()
-        )
+        matrix = self._laid_out("product", lambda: c.weight.permute(2, 3, 1, 0).flatten(0, 2).contiguous())
         if any(c.padding):
             x = F.pad(x, (c.padding[1], c.padding[1], c.padding[0], c.padding[0]))
         pixels = x.permute(0, 2, 3, 1).contiguous()

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from . import linear, winograd
-from .attention import Attention
+from .attention import attention
 from .convolution import Convolution
 from .layer import Layer
 from .leaves import mapped
@@ -24,7 +24,7 @@ from .operations import (
     PRODUCTS,
     RELAXED,
     VIEWS,
-    Known,
+    TiledOperation,
     activation_of,
     axes_of,
     channel_affine,
@@ -33,7 +33,7 @@ from .operations import (
     product_of,
     product_work,
 )
-from .trace import Graph, Node, PerImage, Repeated, Value
+from .trace import BatchConstant, Graph, Node, PerImage, Value
 
 
 def lower(graph: Graph, dtype: torch.dtype, device: torch.device, backend: str) -> Network:
@@ -55,7 +55,7 @@ def lower(graph: Graph, dtype: torch.dtype, device: torch.device, backend: str) 
 
 
 @dataclass
-class _Pending:
+class _OpenConvolution:
     """A convolution that may still take in what follows it."""
 
     convolution: Convolution
@@ -68,13 +68,11 @@ class _Pending:
 class _Lowering:
     """The steps so far, and where each of the trace's values is."""
 
-    def __init__(
-        self, graph: Graph, dtype: torch.dtype, device: torch.device, backend: str
-    ) -> None:
+    def __init__(self, graph: Graph, dtype: torch.dtype, device: torch.device, backend: str) -> None:
         self.graph, self.dtype, self.device, self.backend = graph, dtype, device, backend
         self.reduced = dtype != graph.nodes[0].dtypes[0]  # bfloat16 for a wider model
         self.steps: list[Step] = []
-        self.found: dict[Value, int | _Pending] = {}
+        self.found: dict[Value, int | _OpenConvolution] = {}
         self.readers: dict[Value, int] = {graph.output: 1}
         self.reader: dict[Value, int] = {}  # the last one
         self.taken_in: set[int] = set()  # activations that are part of a product
@@ -97,13 +95,12 @@ class _Lowering:
                     )
                 )
             elif k in self.taken_in:
-                self.found[Value(k)] = self.settled(node.args[0])
+                self.found[Value(k)] = self.place_of(node.args[0])
             elif not (
-                self.uniform(node)
-                and (self.absorb(k, node) or self.recognise(k, node) or self.multiply(k, node))
+                self.uniform(node) and (self.absorb(k, node) or self.recognise(k, node) or self.multiply(k, node))
             ):
                 self.opaque(k, node)
-        return Network(self.steps, self.settled(self.graph.output), self.dtype)
+        return Network(self.steps, self.place_of(self.graph.output), self.dtype)
 
     def uniform(self, node: Node) -> bool:
         """Whether a node reads and makes nothing but maps of the input's own dtype."""
@@ -116,10 +113,10 @@ class _Lowering:
         self.steps.append(step)
         return len(self.steps) - 1
 
-    def settled(self, value: Value) -> int:
+    def place_of(self, value: Value) -> int:
         """Place of a value; a convolution that was pending takes in nothing more."""
         found = self.found[value]
-        if not isinstance(found, _Pending):
+        if not isinstance(found, _OpenConvolution):
             return found
         if found.place is None:
             found.place = self.convolve(found)
@@ -134,8 +131,8 @@ class _Lowering:
         pending = self.sum(node) if node.name == "add" else None
         convolution = convolution_of(node)
         if convolution is not None:
-            source = self.settled(node.arguments["input"])
-            pending = _Pending(convolution, node, source)
+            source = self.place_of(node.arguments["input"])
+            pending = _OpenConvolution(convolution, node, source)
         if pending is None:
             pending = self.chain(node)
         if pending is None:
@@ -143,14 +140,14 @@ class _Lowering:
         self.found[Value(k)] = pending
         return True
 
-    def open(self, value: Any) -> _Pending | None:
+    def open(self, value: Any) -> _OpenConvolution | None:
         """The pending convolution behind a value that nobody else reads."""
         found = self.found.get(value) if isinstance(value, Value) else None
-        if not isinstance(found, _Pending) or found.place is not None or found.convolution.relu:
+        if not isinstance(found, _OpenConvolution) or found.place is not None or found.convolution.relu:
             return None
         return found if self.readers[value] == 1 else None
 
-    def chain(self, node: Node) -> _Pending | None:
+    def chain(self, node: Node) -> _OpenConvolution | None:
         """The pending convolution with a ReLU, batch norm or other affine map folded in."""
         affine = channel_affine(node)
         source = node.args[0] if affine is None else affine.source
@@ -165,7 +162,7 @@ class _Lowering:
             pending.convolution = pending.convolution.scaled(affine.scale, affine.shift)
         return pending
 
-    def sum(self, node: Node) -> _Pending | None:
+    def sum(self, node: Node) -> _OpenConvolution | None:
         """A pending convolution with another map of its shape added."""
         summands = (node.arguments["self"], node.arguments["other"])
         if node.arguments["alpha"] != 1 or summands[0] == summands[1]:
@@ -176,11 +173,11 @@ class _Lowering:
                 continue
             same = node.shapes[0] == pending.node.shapes[0]
             if same and self.graph.shape(other) == node.shapes[0]:
-                pending.other = self.settled(other)
+                pending.other = self.place_of(other)
                 return pending
         return None
 
-    def convolve(self, pending: _Pending) -> int:
+    def convolve(self, pending: _OpenConvolution) -> int:
         """Append a convolution."""
         layer = pending.convolution.in_dtype(self.dtype)
         shape = map_shape(pending.node)
@@ -213,15 +210,13 @@ class _Lowering:
         """(C, H, W) of a value that is a map."""
         return map_shape(self.graph.nodes[value.node], value.output)
 
-    def step_of(self, node: Node, output: int, operation: Known) -> Step:
+    def step_of(self, node: Node, output: int, operation: TiledOperation) -> Step:
         """A known operation as a step; its constants become steps of their own."""
-        inputs = [self.settled(value) for value in operation.sources]
+        inputs = [self.place_of(value) for value in operation.sources]
         for constant in operation.constants:
             value = channels_last(constant.to(self.device))
             shape = (value.shape[1], value.shape[2], value.shape[3])
-            inputs.append(
-                self.add(Step("constant", (), _always(value), shape=shape, constant=value))
-            )
+            inputs.append(self.add(Step("constant", (), _always(value), shape=shape, constant=value)))
         return Step(
             node.name, tuple(inputs), _counted(operation.run), operation.tile,
             operation.reaches + (POINT,) * len(operation.constants), pad=operation.pad,
@@ -234,7 +229,7 @@ class _Lowering:
         product = product_of(node)
         if product is None:
             return False
-        dtype = self.kind_of(k, node) or node.dtypes[0]
+        dtype = self.floating_dtype(k, node) or node.dtypes[0]
         matrix = product.matrix.to(dtype)
         if not linear.runs(matrix):
             return False
@@ -242,7 +237,7 @@ class _Lowering:
         activation = self.activation_after(k)
         run = _counted(Linear(matrix, bias, activation))
         step = Step(
-            node.name, (self.settled(product.source),), run,
+            node.name, (self.place_of(product.source),), run,
             work=product_work(node, self.graph), elements=elements_of(node),
         )  # fmt: skip
         self.found[Value(k)] = self.add(step)
@@ -265,15 +260,15 @@ class _Lowering:
     def opaque(self, k: int, node: Node) -> None:
         """Append an operation on whole maps."""
         values = list(dict.fromkeys(node.inputs()))
-        inputs = tuple(self.settled(value) for value in values)
-        dtype = self.kind_of(k, node)
+        inputs = tuple(self.place_of(value) for value in values)
+        dtype = self.floating_dtype(k, node)
         call = RELAXED.get(node.op, node.op)
         if node.name == FUSED_ATTENTION:
-            call = Attention(self.backend)
+            call = attention
 
         def converted(leaf: Any) -> Any:
-            if isinstance(leaf, Repeated):
-                return Repeated(converted(leaf.rows))
+            if isinstance(leaf, BatchConstant):
+                return BatchConstant(converted(leaf.rows))
             floating = isinstance(leaf, Tensor) and leaf.is_floating_point()
             return leaf.to(dtype) if floating and dtype is not None else leaf
 
@@ -285,7 +280,7 @@ class _Lowering:
             def argument(leaf: Any) -> Any:
                 if isinstance(leaf, Value):
                     return converted(known[leaf])
-                if isinstance(leaf, Repeated):
+                if isinstance(leaf, BatchConstant):
                     return leaf.of(count)
                 return leaf.count * count if isinstance(leaf, PerImage) else leaf
 
@@ -303,7 +298,7 @@ class _Lowering:
                 if Value(k, i) in self.readers:
                     self.found[Value(k, i)] = self.add(_item(node, whole, i))
 
-    def kind_of(self, k: int, node: Node) -> torch.dtype | None:
+    def floating_dtype(self, k: int, node: Node) -> torch.dtype | None:
         """Dtype that an opaque operation's floating inputs are brought to; None leaves them."""
         if not self.reduced or node.name in LAYOUT:
             return None

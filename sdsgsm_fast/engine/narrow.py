@@ -15,7 +15,7 @@ from torch import Tensor
 
 from .leaves import mapped
 from .operations import BINARY, FUSED_ATTENTION, UNARY, VIEWS, product_of
-from .trace import Graph, Node, PerImage, Repeated, Value
+from .trace import BatchConstant, Graph, Node, PerImage, Value
 
 aten = torch.ops.aten
 Size = int | PerImage
@@ -105,7 +105,7 @@ def _pointwise(graph: Graph, node: Node, part: Part) -> Wanted | None:
     shape = node.shapes[0]
     if any(graph.shape(value) != shape for value in node.inputs()):
         return None
-    if any(isinstance(leaf, Repeated) for leaf in node.leaves()):
+    if any(isinstance(leaf, BatchConstant) for leaf in node.leaves()):
         return None
     constants = [leaf for leaf in node.leaves() if isinstance(leaf, Tensor)]
     if part.dim == 0 and any(len(shape) - t.ndim <= 0 and len(t) > 1 for t in constants):

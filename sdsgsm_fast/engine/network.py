@@ -122,9 +122,7 @@ def channels_last(x: Tensor) -> Tensor:
 def elements_of(node: Node, output: int | None = None) -> int:
     """Values an image of one output of a node, or of all."""
     shapes = node.shapes if output is None else node.shapes[output : output + 1]
-    return sum(
-        math.prod(n.count if isinstance(n, PerImage) else n for n in shape) for shape in shapes
-    )
+    return sum(math.prod(n.count if isinstance(n, PerImage) else n for n in shape) for shape in shapes)
 
 
 def map_shape(node: Node, output: int = 0) -> Shape | None:

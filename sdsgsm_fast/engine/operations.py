@@ -15,7 +15,7 @@ from .leaves import leaves, mapped
 from .linear import RELU, Activation
 from .network import POINT, Axes, Shape, elements_of, map_shape
 from .reach import Reach
-from .trace import Graph, Node, PerImage, Repeated, Value
+from .trace import BatchConstant, Graph, Node, PerImage, Value
 
 aten = torch.ops.aten
 
@@ -48,7 +48,7 @@ ShapeOf = Callable[[Value], Shape | None]
 
 
 @dataclass(frozen=True)
-class Known:
+class TiledOperation:
     """An operation that works on tiles.
 
     Attributes
@@ -76,11 +76,9 @@ class Known:
     constants: tuple[Tensor, ...] = ()
 
 
-def known(node: Node, output: int, shape_of: ShapeOf) -> Known | None:
+def known(node: Node, output: int, shape_of: ShapeOf) -> TiledOperation | None:
     """What is known of one output of a node; None where it takes whole maps."""
-    if map_shape(node, output) is None or any(
-        isinstance(leaf, (PerImage, Repeated)) for leaf in node.leaves()
-    ):
+    if map_shape(node, output) is None or any(isinstance(leaf, (PerImage, BatchConstant)) for leaf in node.leaves()):
         return None
     if node.name in ("split", "split_with_sizes"):
         return _split(node, output, shape_of)
@@ -90,13 +88,9 @@ def known(node: Node, output: int, shape_of: ShapeOf) -> Known | None:
     return None if handler is None or output else handler(node, shape_of)
 
 
-def axes_of(
-    kernel: Sequence[int], stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int]
-) -> Axes:
+def axes_of(kernel: Sequence[int], stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int]) -> Axes:
     """Reach on rows and columns."""
-    rows, cols = (
-        Reach(k, s, p, d) for k, s, p, d in zip(kernel, stride, padding, dilation, strict=True)
-    )
+    rows, cols = (Reach(k, s, p, d) for k, s, p, d in zip(kernel, stride, padding, dilation, strict=True))
     return rows, cols
 
 
@@ -132,7 +126,7 @@ def product_of(node: Node) -> Product | None:
     """The product with a constant matrix, and the constant sum, that a node is."""
     if node.name == "bmm":  # what a linear layer is for tokens that are not dense
         source, matrix = node.args
-        alike = isinstance(source, Value) and isinstance(matrix, Repeated) and len(matrix.rows) == 1
+        alike = isinstance(source, Value) and isinstance(matrix, BatchConstant) and len(matrix.rows) == 1
         return Product(source, matrix.rows[0], None) if alike else None
     if node.name not in ("addmm", "mm"):
         return None
@@ -167,9 +161,7 @@ def convolution_of(node: Node) -> Convolution | None:
     constant = isinstance(weight, Tensor) and (bias is None or isinstance(bias, Tensor))
     if a["transposed"] or not constant or weight.ndim != 4:
         return None
-    return Convolution(
-        weight, bias, _pair(a["stride"]), _pair(a["padding"]), _pair(a["dilation"]), a["groups"]
-    )
+    return Convolution(weight, bias, _pair(a["stride"]), _pair(a["padding"]), _pair(a["dilation"]), a["groups"])
 
 
 @dataclass(frozen=True)
@@ -217,31 +209,29 @@ def _norm_of(node: Node) -> BatchNorm | None:
     if node.name not in ("native_batch_norm", "_native_batch_norm_legit_no_training"):
         return None
     a = node.arguments
-    weight, bias, mean, var = (
-        a[name] for name in ("weight", "bias", "running_mean", "running_var")
-    )
+    weight, bias, mean, var = (a[name] for name in ("weight", "bias", "running_mean", "running_var"))
     optional = all(t is None or isinstance(t, Tensor) for t in (weight, bias))
     if a.get("training") or not (optional and isinstance(mean, Tensor) and isinstance(var, Tensor)):
         return None
     return BatchNorm(weight, bias, mean, var, a["eps"])
 
 
-def _batch_norm(node: Node, shape_of: ShapeOf) -> Known | None:
+def _batch_norm(node: Node, shape_of: ShapeOf) -> TiledOperation | None:
     norm, shape = _norm_of(node), shape_of(node.args[0])
     if norm is None or shape is None:
         return None
-    return Known((node.args[0],), norm, norm, (POINT,), work=_elements(shape))
+    return TiledOperation((node.args[0],), norm, norm, (POINT,), work=_elements(shape))
 
 
 # Pooling
 
 
-def _max_pool(node: Node, shape_of: ShapeOf) -> Known | None:
+def _max_pool(node: Node, shape_of: ShapeOf) -> TiledOperation | None:
     a, shape = node.arguments, map_shape(node)
     k = _pair(a["kernel_size"])
     s, p, d = _pair(a["stride"] or k), _pair(a["padding"]), _pair(a["dilation"])
     ceil = a["ceil_mode"]
-    return Known(
+    return TiledOperation(
         (a["self"],),
         lambda x: F.max_pool2d(x, k, s, p, d, ceil),
         lambda x: F.max_pool2d(x, k, s, 0, d),
@@ -249,7 +239,7 @@ def _max_pool(node: Node, shape_of: ShapeOf) -> Known | None:
     )  # fmt: skip
 
 
-def _avg_pool(node: Node, shape_of: ShapeOf) -> Known | None:
+def _avg_pool(node: Node, shape_of: ShapeOf) -> TiledOperation | None:
     a, shape = node.arguments, shape_of(node.args[0])
     if shape is None:
         return None
@@ -265,19 +255,19 @@ def _avg_pool(node: Node, shape_of: ShapeOf) -> Known | None:
     reach, work = axes_of(k, s, p, (1, 1)), _elements(map_shape(node)) * k[0] * k[1]
     if bool((share == share[0, 0, 0, 0]).all()):
         divisor = round(1 / float(share[0, 0, 0, 0]))
-        return Known(
+        return TiledOperation(
             (a["self"],), lambda x: pool(x, a["divisor_override"]),
             lambda x: F.avg_pool2d(x, k, s, divisor_override=divisor), (reach,), work=work,
         )  # fmt: skip
-    return Known(
+    return TiledOperation(
         (a["self"],), lambda x, part: pool(x, a["divisor_override"]),
         lambda x, part: (F.avg_pool2d(x, k, s, divisor_override=1) * part).to(x.dtype), (reach,),
         work=work, constants=(share.to(torch.promote_types(node.dtypes[0], torch.float32)),),
     )  # fmt: skip
 
 
-def _adaptive(pool: Callable[..., Tensor]) -> Callable[[Node, ShapeOf], Known | None]:
-    def handler(node: Node, shape_of: ShapeOf) -> Known | None:
+def _adaptive(pool: Callable[..., Tensor]) -> Callable[[Node, ShapeOf], TiledOperation | None]:
+    def handler(node: Node, shape_of: ShapeOf) -> TiledOperation | None:
         """An adaptive pooling into equal parts is one with a fixed kernel."""
         before, after = shape_of(node.args[0]), map_shape(node)
         if before is None or after is None or before[1] % after[1] or before[2] % after[2]:
@@ -289,7 +279,7 @@ def _adaptive(pool: Callable[..., Tensor]) -> Callable[[Node, ShapeOf], Known | 
 
         pad = -torch.inf if pool is F.max_pool2d else 0.0
         reach = axes_of(k, k, (0, 0), (1, 1))
-        return Known((node.args[0],), run, run, (reach,), pad=pad, work=_elements(before))
+        return TiledOperation((node.args[0],), run, run, (reach,), pad=pad, work=_elements(before))
 
     return handler
 
@@ -297,7 +287,7 @@ def _adaptive(pool: Callable[..., Tensor]) -> Callable[[Node, ShapeOf], Known | 
 # Crops and borders
 
 
-def _constant_pad(node: Node, shape_of: ShapeOf) -> Known | None:
+def _constant_pad(node: Node, shape_of: ShapeOf) -> TiledOperation | None:
     """Padding with a constant: on tiles the border is there already, but for channels."""
     a = node.arguments
     left, right, top, bottom, *channels = (*a["pad"], 0, 0, 0, 0)[: max(4, len(a["pad"]))]
@@ -313,10 +303,10 @@ def _constant_pad(node: Node, shape_of: ShapeOf) -> Known | None:
         return F.pad(x, [left, right, top, bottom, *channels], value=value)
 
     reach = axes_of((1, 1), (1, 1), (top, left), (1, 1))
-    return Known((a["self"],), run, tile, (reach,), pad=value)
+    return TiledOperation((a["self"],), run, tile, (reach,), pad=value)
 
 
-def _slice(node: Node, shape_of: ShapeOf) -> Known | None:
+def _slice(node: Node, shape_of: ShapeOf) -> TiledOperation | None:
     """Every step-th row or column, or a range of channels."""
     a, shape = node.arguments, shape_of(node.args[0])
     if shape is None or a["dim"] not in (1, 2, 3):
@@ -329,13 +319,13 @@ def _slice(node: Node, shape_of: ShapeOf) -> Known | None:
         return part
 
     if dim == 1:
-        return Known((a["self"],), run, run, (POINT,))
+        return TiledOperation((a["self"],), run, run, (POINT,))
     moved = Reach(1, step, -start)
     reach = (moved, Reach()) if dim == 2 else (Reach(), moved)
-    return Known((a["self"],), run, lambda x: aten.slice(x, dim, 0, None, step), (reach,))
+    return TiledOperation((a["self"],), run, lambda x: aten.slice(x, dim, 0, None, step), (reach,))
 
 
-def _split(node: Node, output: int, shape_of: ShapeOf) -> Known | None:
+def _split(node: Node, output: int, shape_of: ShapeOf) -> TiledOperation | None:
     a = node.arguments
     if a["dim"] != 1 or shape_of(a["self"]) is None:
         return None
@@ -344,21 +334,21 @@ def _split(node: Node, output: int, shape_of: ShapeOf) -> Known | None:
         part: Tensor = node.op(x, *node.args[1:], **node.kwargs)[output]
         return part
 
-    return Known((a["self"],), run, run, (POINT,))
+    return TiledOperation((a["self"],), run, run, (POINT,))
 
 
 # Position by position
 
 
-def _softmax(node: Node, shape_of: ShapeOf) -> Known | None:
+def _softmax(node: Node, shape_of: ShapeOf) -> TiledOperation | None:
     return _pointwise(node, shape_of) if node.args[1] in (1, -3) else None
 
 
-def _cat(node: Node, shape_of: ShapeOf) -> Known | None:
+def _cat(node: Node, shape_of: ShapeOf) -> TiledOperation | None:
     return _pointwise(node, shape_of) if node.arguments["dim"] in (1, -3) else None
 
 
-def _pointwise(node: Node, shape_of: ShapeOf) -> Known | None:
+def _pointwise(node: Node, shape_of: ShapeOf) -> TiledOperation | None:
     """An operation on maps of one size, numbers and constants, each position on its own."""
     shape = map_shape(node)
     values = tuple(dict.fromkeys(node.inputs()))
@@ -387,7 +377,7 @@ def _pointwise(node: Node, shape_of: ShapeOf) -> Known | None:
         result: Tensor = node.op(*args, **kwargs)
         return result.to(dtype)
 
-    return Known(
+    return TiledOperation(
         values, run, run, (POINT,) * len(values), work=_elements(shape),
         constants=tuple(whole for _, whole in maps),
     )  # fmt: skip
@@ -402,7 +392,7 @@ def _elements(shape: Shape | None) -> float:
     return 0.0 if shape is None else float(shape[0] * shape[1] * shape[2])
 
 
-_HANDLERS: dict[str, Callable[[Node, ShapeOf], Known | None]] = {
+_HANDLERS: dict[str, Callable[[Node, ShapeOf], TiledOperation | None]] = {
     "native_batch_norm": _batch_norm,
     "_native_batch_norm_legit_no_training": _batch_norm,
     "max_pool2d_with_indices": _max_pool,

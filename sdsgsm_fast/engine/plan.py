@@ -128,11 +128,7 @@ class Plan:
         held: dict[int, int] = {}
         most = 0
         for k, action in enumerate(self.actions):
-            pasted = sum(
-                math.prod(cut.size) * _channels(steps[cut.source])
-                for cut in action.cuts
-                if cut is not None
-            )
+            pasted = sum(math.prod(cut.size) * _channels(steps[cut.source]) for cut in action.cuts if cut is not None)
             held[k] = self._result(k)
             most = max(most, sum(held.values()) + pasted + self._scratch(k))
             for i in dying[k]:
@@ -154,9 +150,7 @@ class Plan:
         step = self.network.steps[k]
         if step.constant is not None or k == 0:
             return 0
-        return (
-            _channels(step) * math.prod(self._size(k)) if self.actions[k].tiled else step.elements
-        )
+        return _channels(step) * math.prod(self._size(k)) if self.actions[k].tiled else step.elements
 
 
 def clean_elements(network: Network, sources: set[int]) -> int:
@@ -192,9 +186,7 @@ class Planner:
         """Whole maps for all windows."""
         return self.plan(0.0)
 
-    def plan(
-        self, share: float, rows: Sequence[int] | None = None, cols: Sequence[int] | None = None
-    ) -> Plan:
+    def plan(self, share: float, rows: Sequence[int] | None = None, cols: Sequence[int] | None = None) -> Plan:
         """The plan whose rectangles cover at most `share` of their maps, for some windows."""
         chosen = self._chosen(rows, cols)
         crops, cost = self._crops(share, *chosen)
@@ -288,10 +280,7 @@ class Planner:
             for j, i in enumerate(step.inputs):
                 given = crops[i]
                 if crop is not None:
-                    size = [
-                        reach.needed(0, n)[1]
-                        for reach, n in zip(step.reaches[j], crop.size, strict=True)
-                    ]
+                    size = [reach.needed(0, n)[1] for reach, n in zip(step.reaches[j], crop.size, strict=True)]
                     cost += self.per_element * math.prod(size) * _channels(self.network.steps[i])
                 elif given is not None and i not in pasted:
                     cost += self.per_element * self.network.steps[i].elements
@@ -300,17 +289,13 @@ class Planner:
 
     # Actions
 
-    def _action(
-        self, k: int, crops: tuple[Crop | None, ...], rows: tuple[int, ...], cols: tuple[int, ...]
-    ) -> Action:
+    def _action(self, k: int, crops: tuple[Crop | None, ...], rows: tuple[int, ...], cols: tuple[int, ...]) -> Action:
         """Tiles for a step that has rectangles, whole maps for any other."""
         step, crop = self.network.steps[k], crops[k]
         if not step.inputs:
             return Action(False, ())
         if crop is not None:
-            return Action(
-                True, tuple(self._tile(step, j, crop, crops) for j in range(len(step.inputs)))
-            )
+            return Action(True, tuple(self._tile(step, j, crop, crops) for j in range(len(step.inputs))))
         corner = ((0,) * len(rows), (0,) * len(cols))
         cuts: list[Cut | None] = []
         for i in step.inputs:
@@ -340,9 +325,7 @@ class Planner:
 def _cut(source: int, starts: Starts, size: tuple[int, int], pad: float, given: Crop) -> Cut:
     """Describe tiles of a step's map that begin at `starts`."""
     exact = source == 0  # the fill is what the window holds, no more
-    rows, cols = (
-        _along(at, span, exact) for at, span in zip(starts, (given.rows, given.cols), strict=True)
-    )
+    rows, cols = (_along(at, span, exact) for at, span in zip(starts, (given.rows, given.cols), strict=True))
     return Cut(source, rows, cols, size, pad)
 
 

@@ -169,10 +169,7 @@ class _Walk:
         may go to another object once the first is gone: weak references tell.
         """
         kinds = [type(item) for item in items]
-        values = [
-            item if kind in ATOMS else self._token(kind, item)
-            for kind, item in zip(kinds, items, strict=True)
-        ]
+        values = [item if kind in ATOMS else self._token(kind, item) for kind, item in zip(kinds, items, strict=True)]
         self.contents[id(holder)] = (id(type(holder)), *map(id, kinds), *values)
         self.names[id(holder)] = name
 

@@ -18,7 +18,7 @@ from .trace import trace
 GRADIENT = {torch.float32: 0.02, torch.bfloat16: 0.5}  # of the gradient, by its norm
 
 
-class Traced:
+class CompiledModel:
     """Logits by a lowered model.
 
     Parameters
@@ -31,6 +31,7 @@ class Traced:
 
     def __init__(self, network: Network, *, exact: bool) -> None:
         self.network, self.exact = network, exact
+        self.strict: CompiledModel | None = None
 
     def __call__(self, inputs: Tensor) -> Tensor:
         """Logits (B, K) of inputs that are normalised."""
@@ -40,12 +41,12 @@ class Traced:
             return logits
 
     @property
-    def doubt(self) -> float:
+    def uncertainty(self) -> float:
         """Margin of a logit, in units of the largest, that leaves a verdict to the model."""
         return rounding(self.network.dtype) if self.exact else torch.inf
 
 
-class Search(Traced):
+class Surrogate(CompiledModel):
     """Stands in for a model where a search asks for logits, and differentiates like it.
 
     Parameters
@@ -59,7 +60,7 @@ class Search(Traced):
 
     Attributes
     ----------
-    strict : Traced or None
+    strict : CompiledModel or None
         The same in the model's own dtype, which a search in bfloat16 asks for verdicts.
 
     Raises
@@ -68,17 +69,14 @@ class Search(Traced):
         Whatever the model cannot be traced for; then it runs itself.
     """
 
-    def __init__(
-        self, classifier: Classifier, images: Tensor, dtype: torch.dtype, backend: str
-    ) -> None:
+    def __init__(self, classifier: Classifier, images: Tensor, dtype: torch.dtype, backend: str) -> None:
         graph = trace(classifier, images, differentiable=True)
         own, smooth = classifier.input_dtype(images), graph.jump() is None
         network = lower(graph, dtype, images.device, backend)
         super().__init__(network, exact=smooth and dtype == own)
         self.dtype, self.backend = dtype, backend
-        self.strict: Traced | None = None
         if smooth and dtype != own:
-            self.strict = Traced(lower(graph, own, images.device, backend), exact=True)
+            self.strict = CompiledModel(lower(graph, own, images.device, backend), exact=True)
         self.state = State(classifier.model)
 
     def current(self, classifier: Classifier) -> bool:
@@ -111,15 +109,19 @@ class Search(Traced):
         return near and bool(alike)
 
 
-def prepare(
-    classifier: Classifier, images: Tensor, dtype: torch.dtype, backend: str, known: Search | None
-) -> Search | None:
+def prepare_surrogate(
+    classifier: Classifier,
+    images: Tensor,
+    dtype: torch.dtype,
+    backend: str,
+    known: Surrogate | None,
+) -> Surrogate | None:
     """`known` again if it still is the model, else another; None where the model runs itself."""
     try:
         same = known is not None and (known.dtype, known.backend) == (dtype, backend)
         if known and same and known.current(classifier) and known.agrees(classifier, images):
             return known
-        search = Search(classifier, images, dtype, backend)
+        search = Surrogate(classifier, images, dtype, backend)
         return search if search.agrees(classifier, images) else None
     except Exception:  # whatever it stumbles over, the model itself runs
         return None

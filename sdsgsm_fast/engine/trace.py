@@ -32,9 +32,7 @@ BATCHES = (7, 67)
 The second is beyond what runs at once on a CPU, so that a model that splits its batches is noticed.
 """
 
-WHOLE = {
-    torch._C._nn.scaled_dot_product_attention: torch.ops.aten.scaled_dot_product_attention.default
-}
+WHOLE = {torch._C._nn.scaled_dot_product_attention: torch.ops.aten.scaled_dot_product_attention.default}
 """Functions that are recorded as one operation: their parts would be slower."""
 
 BOUND_TO_A_LAYOUT = ("as_strided", "_reshape_alias", "set_", "resize_")
@@ -60,7 +58,7 @@ class PerImage:
 
 
 @dataclass(frozen=True, eq=False)
-class Repeated:
+class BatchConstant:
     """A constant of which every image has the same `rows`, as a class token's."""
 
     rows: Tensor
@@ -82,7 +80,7 @@ class Node:
         The ATen overload; None for the model's input.
     args, kwargs
         Its arguments: `Value` stands for a result, `PerImage` for a multiple of the batch, and
-        `Repeated` for a constant as long as the batch.
+        `BatchConstant` for a constant as long as the batch.
     shapes
         Shape of each output, sizes as in the arguments.
     dtypes
@@ -145,11 +143,11 @@ class Graph:
     nodes: list[Node]
     output: Value
 
-    def shape(self, leaf: Value | Repeated | Tensor) -> tuple[int | PerImage, ...]:
+    def shape(self, leaf: Value | BatchConstant | Tensor) -> tuple[int | PerImage, ...]:
         """Shape of a result or a constant."""
         if isinstance(leaf, Value):
             return self.nodes[leaf.node].shapes[leaf.output]
-        if isinstance(leaf, Repeated):
+        if isinstance(leaf, BatchConstant):
             return PerImage(len(leaf.rows)), *leaf.rows.shape[1:]
         return tuple(leaf.shape)
 
@@ -206,8 +204,7 @@ def trace(classifier: Classifier, images: Tensor, *, differentiable: bool = Fals
         try:
             before = _watched(model, inputs, differentiable)
             first, second = (
-                _record(model, _without_data(inputs, batch), images.device, differentiable)
-                for batch in BATCHES
+                _record(model, _without_data(inputs, batch), images.device, differentiable) for batch in BATCHES
             )
             check_again(model, before)
         except EffectError as error:
@@ -324,9 +321,7 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         """Keep PyTorch from loading torch.compile just to keep it out of here."""
         return False
 
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
-    ) -> Any:
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
         kwargs = dict(kwargs or {})
         on_meta = _on_meta(args, kwargs) or _is_meta(kwargs.get("device"))
         if self._inside or not on_meta:
@@ -378,9 +373,7 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             return leaf
         if id(leaf) not in self._twins:
             self._alive.append(leaf)
-            self._twins[id(leaf)] = torch.empty_strided(
-                leaf.shape, leaf.stride(), dtype=leaf.dtype, device="meta"
-            )
+            self._twins[id(leaf)] = torch.empty_strided(leaf.shape, leaf.stride(), dtype=leaf.dtype, device="meta")
         return self._twins[id(leaf)]
 
     def _functional(self, func: Any, written: Any, result: Any) -> Any:
@@ -434,9 +427,7 @@ class _Wholes(TorchFunctionMode):
         super().__init__()
         self.recorder = recorder
 
-    def __torch_function__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
-    ) -> Any:
+    def __torch_function__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
         kwargs = dict(kwargs or {})
         if func in WHOLE and _on_meta(args, kwargs):
             return self.recorder.whole(WHOLE[func], args, kwargs)
@@ -456,9 +447,7 @@ class _Wholes(TorchFunctionMode):
             return own(*args, **kwargs)
 
         names = function.__globals__ | {"scaled_dot_product_attention": attention}
-        copy = FunctionType(
-            function.__code__, names, function.__name__, function.__defaults__, function.__closure__
-        )
+        copy = FunctionType(function.__code__, names, function.__name__, function.__defaults__, function.__closure__)
         copy.__kwdefaults__ = function.__kwdefaults__
         return copy
 
@@ -558,7 +547,7 @@ def _merged(name: str, a: Any, b: Any) -> Any:
             return a
         rows = _repeated(a, b)
         if rows is not None:
-            return Repeated(rows)
+            return BatchConstant(rows)
     elif type(a) is int and type(b) is int and a != b:
         if a % BATCHES[0] == 0 and a // BATCHES[0] * BATCHES[1] == b:
             return PerImage(a // BATCHES[0])

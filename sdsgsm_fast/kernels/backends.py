@@ -36,7 +36,7 @@ def choose(backend: str, tensor: Tensor) -> ModuleType:
     if backend == "reference":
         return reference
     kernels = _KERNELS[backend]
-    kind = native.kind_of(tensor) or "cpu"
+    kind = native.device_kind(tensor) or "cpu"
     if reason := native.why_missing(kind) if backend == "native" else triton.why_missing():
         raise RuntimeError(f"backend: {backend!r} is missing: {reason}")
     if not kernels.supports(tensor):

@@ -55,10 +55,7 @@ class Occlude:
 
     def constants(self, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
         """`fill`, as a pixel of the images would hold it, `mean` and `std` on their device."""
-        fill, mean, std = (
-            on_device(values, dtype, self.images.device)
-            for values in (self.fill, self.mean, self.std)
-        )
+        fill, mean, std = (on_device(values, dtype, self.images.device) for values in (self.fill, self.mean, self.std))
         return fill.to(self.images.dtype).to(dtype), mean, std
 
 

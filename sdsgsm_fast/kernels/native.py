@@ -20,7 +20,7 @@ from ..common.numerics import Setting, compute_dtype
 from ..common.windows import Windows
 from .calls import NORMALIZE, Occlude, Paste, Update, on_device
 
-INTERFACE = 8  # of the compiled modules; raised whenever their functions change
+INTERFACE = 9  # of the compiled modules; raised whenever their functions change
 
 _DTYPES = {torch.float32: 0, torch.float64: 1, torch.float16: 2, torch.bfloat16: 3}
 
@@ -78,14 +78,14 @@ def isa() -> str:
     return str(_module("cpu").isa())
 
 
-def kind_of(tensor: Tensor) -> str:
+def device_kind(tensor: Tensor) -> str:
     """The kind of kernels that takes a tensor: "cpu", "cuda", or "" for none."""
     return "cpu" if tensor.is_cpu else "cuda" if tensor.is_cuda else ""
 
 
 def supports(tensor: Tensor) -> bool:
     """Whether there are kernels for tensors of this device."""
-    kind = kind_of(tensor)
+    kind = device_kind(tensor)
     return kind != "" and _load(kind)[0] is not None
 
 
@@ -146,9 +146,7 @@ def _aligned(tensor: Tensor) -> Tensor:
     return tensor.clone() if tensor.data_ptr() % 16 else tensor
 
 
-def _run_update(
-    kernels: ModuleType, out: Tensor, momentum_out: Tensor | None, u: Update, *where: int
-) -> None:
+def _run_update(kernels: ModuleType, out: Tensor, momentum_out: Tensor | None, u: Update, *where: int) -> None:
     batch, channels, height, width = u.adv.shape
     lo, hi = u.bounds
     # Spelled out: a generator for each group would double the cost of a small call.
@@ -170,7 +168,7 @@ def _grid(windows: Windows) -> tuple[int, ...]:
 def occlude(out: Tensor, o: Occlude) -> None:
     """Zeroed-out, normalised and converted copies in one pass; see `reference.occlude`."""
     constants = [on_device(v, torch.float64, out.device) for v in (o.fill, o.mean, o.std)]
-    _module(kind_of(out)).occlude(
+    _module(device_kind(out)).occlude(
         *(o.images.data_ptr(), out.data_ptr(), *(v.data_ptr() for v in constants)),
         *(*o.images.shape[:2], o.first, o.count, _grid(o.windows), not out.is_contiguous()),
         *(_DTYPES[o.images.dtype], _DTYPES[out.dtype], *_where(out)),
@@ -179,7 +177,7 @@ def occlude(out: Tensor, o: Occlude) -> None:
 
 def window_mean(out: Tensor, scores: Tensor, windows: Windows) -> None:
     """Equation 2; see `reference.window_mean`."""
-    _module(kind_of(out)).window_mean(
+    _module(device_kind(out)).window_mean(
         *(scores.data_ptr(), out.data_ptr(), len(scores), _grid(windows), _DTYPES[out.dtype]),
         *_where(out),
     )
@@ -190,24 +188,10 @@ def paste(out: Tensor, p: Paste) -> None:
     crops = p.crops
     crop_size = (0, 0) if crops is None else tuple(crops.shape[2:])
     sizes = (len(out), out.shape[1], *p.clean.shape[2:], *crop_size, *out.shape[2:])
-    _module(kind_of(out)).paste(
+    _module(device_kind(out)).paste(
         *(p.clean.data_ptr(), _address(crops), out.data_ptr()),
         *(t.data_ptr() for t in (p.image, p.row, p.col, p.rows, p.cols)),
         *(sizes, crops is not None and len(crops) == 1, p.pad, _DTYPES[out.dtype], *_where(out)),
-    )
-
-
-def attention(out: Tensor, query: Tensor, key: Tensor, value: Tensor, scale: float) -> None:
-    """softmax(scale·q·kᵀ)·v on the CPU, all in float32 or all in bfloat16.
-
-    `query` (B, heads, N, E), `key` (B, heads, M, E) and `value` (B, heads, M, V) may have any
-    strides but for the last, which is 1; `out` is (B, N, heads, V), contiguous.
-    """
-    batch, heads, keys, width = value.shape
-    _module("cpu").attention(
-        *((x.data_ptr(), *x.stride()[:3]) for x in (query, key, value)),
-        *(out.data_ptr(), (batch, heads, query.shape[2], keys, query.shape[3], width)),
-        *(scale, _DTYPES[out.dtype], torch.get_num_threads()),
     )
 
 

@@ -24,10 +24,7 @@ _LIBRARY = torch.library.Library("sdsgsm_fast", "FRAGMENT")
 
 # Each of ε, α and β is a tensor (B,), or None and a number for all images. `numbers` are eps,
 # alpha, background, gain, decay, lo, hi and sign: a list passes the dispatcher faster than they do.
-_SETTINGS = (
-    "Tensor? each_eps, Tensor? each_alpha, Tensor? each_background, float[] numbers, "
-    "str normalize, str backend"
-)
+_SETTINGS = "Tensor? each_eps, Tensor? each_alpha, Tensor? each_background, float[] numbers, str normalize, str backend"
 _SCHEMAS = {
     "update": "(Tensor adv, Tensor images, Tensor grad, Tensor? domain, Tensor? momentum, "
     f"Tensor? active, {_SETTINGS}) -> (Tensor, Tensor)",
@@ -35,8 +32,7 @@ _SCHEMAS = {
     f"Tensor(b!)? momentum, Tensor? active, {_SETTINGS}) -> ()",
     "occlude": "(Tensor images, int first, int count, int[] patch, int[] stride, Tensor fill, "
     "Tensor mean, Tensor std, ScalarType dtype, bool channels_last, str backend) -> Tensor",
-    "window_mean": "(Tensor scores, int height, int width, int[] patch, int[] stride, "
-    "str backend) -> Tensor",
+    "window_mean": "(Tensor scores, int height, int width, int[] patch, int[] stride, str backend) -> Tensor",
     "paste": "(Tensor clean, Tensor? crops, Tensor image, Tensor row, Tensor col, Tensor rows, "
     "Tensor cols, int height, int width, float pad, str backend) -> Tensor",
 }
@@ -115,9 +111,7 @@ def _call(
     normalize: str,
 ) -> Update:
     """What a backend gets: checked, dense and of one layout; copied where it was not."""
-    _check_update(
-        adv, images, grad, domain, momentum, active, each_eps, each_alpha, each_background
-    )
+    _check_update(adv, images, grad, domain, momentum, active, each_eps, each_alpha, each_background)
     eps, alpha, background, gain, decay, lo, hi, sign = numbers
     layout, dtype = _layout(adv), compute_dtype(images)
     if gain > checks.FLOAT32_MAX and dtype == torch.float32:
@@ -189,9 +183,7 @@ def _update_(
     """Kernel of `update_`."""
     if adv.requires_grad or (momentum is not None and momentum.requires_grad):
         _refuse_graphs(adv, momentum)
-    call = _call(
-        adv, images, grad, domain, momentum, active, eps, alpha, background, numbers, normalize
-    )
+    call = _call(adv, images, grad, domain, momentum, active, eps, alpha, background, numbers, normalize)
     if call.adv is not adv:  # a dense tensor shares no memory among its elements
         checks.writable("adv", adv)
     if momentum is not None and call.momentum is not momentum:
@@ -278,16 +270,11 @@ def _fake_occlude(
     return _empty(images, _occlude_shape(images, windows, first, count), dtype, channels_last)
 
 
-def _windows_of(
-    scores: Tensor, height: int, width: int, patch: Sequence[int], stride: Sequence[int]
-) -> Windows:
+def _windows_of(scores: Tensor, height: int, width: int, patch: Sequence[int], stride: Sequence[int]) -> Windows:
     windows = _grid(height, width, patch, stride)
     checks.kernel_dtype("scores", scores.dtype)
     if tuple(scores.shape[1:]) not in ((windows.rows, windows.cols), (len(windows),)):
-        raise ValueError(
-            f"scores: expected shape (B, {windows.rows}, {windows.cols}), "
-            f"found {tuple(scores.shape)}"
-        )
+        raise ValueError(f"scores: expected shape (B, {windows.rows}, {windows.cols}), found {tuple(scores.shape)}")
     return windows
 
 
@@ -328,13 +315,11 @@ def _check_paste(
         checks.image_batch("crops", crops)
         if len(crops) not in (1, count) or crops.shape[1] != clean.shape[1]:
             raise ValueError(
-                f"crops: expected shape (1 or {count}, {clean.shape[1]}, h, w), "
-                f"found {tuple(crops.shape)}"
+                f"crops: expected shape (1 or {count}, {clean.shape[1]}, h, w), found {tuple(crops.shape)}"
             )
         if crops.dtype != clean.dtype or crops.device != clean.device:
             raise ValueError(
-                f"crops: expected {clean.dtype} on {clean.device} as clean, "
-                f"found {crops.dtype} on {crops.device}"
+                f"crops: expected {clean.dtype} on {clean.device} as clean, found {crops.dtype} on {crops.device}"
             )
     for name, tensor, shape in (
         ("image", image, (count,)), ("row", row, (count,)), ("col", col, (count,)),
@@ -342,8 +327,7 @@ def _check_paste(
     ):  # fmt: skip
         if tensor.dtype != torch.int32 or tuple(tensor.shape) != shape:
             raise ValueError(
-                f"{name}: expected int32 of shape {shape}, "
-                f"found {tensor.dtype} of shape {tuple(tensor.shape)}"
+                f"{name}: expected int32 of shape {shape}, found {tensor.dtype} of shape {tuple(tensor.shape)}"
             )
         if tensor.device != clean.device:
             raise ValueError(f"{name}: expected device {clean.device}, found {tensor.device}")

@@ -243,9 +243,7 @@ def occlude(
     centre = _float64(0.0 if mean is None else mean)
     scale = _float64(1.0 if std is None else std)
     kind = images.dtype if dtype is None else dtype
-    copies: Tensor = operators.occlude(
-        images, first, count, p, s, fills, centre, scale, kind, channels_last, backend
-    )
+    copies: Tensor = operators.occlude(images, first, count, p, s, fills, centre, scale, kind, channels_last, backend)
     return copies
 
 
@@ -342,7 +340,5 @@ def paste(
     """
     checks.tensor("clean", clean)
     checks.choice("backend", backend, NAMES)
-    tiles: Tensor = operators.paste(
-        clean, crops, image, row, col, rows, cols, height, width, float(pad), backend
-    )
+    tiles: Tensor = operators.paste(clean, crops, image, row, col, rows, cols, height, width, float(pad), backend)
     return tiles

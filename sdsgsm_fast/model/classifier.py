@@ -18,23 +18,19 @@ Model = Callable[[Tensor], Any]
 PRECISIONS = ("auto", "float32", "bfloat16")
 
 
-class StandIn(Protocol):
-    """What stands in for a model in a search."""
+class SurrogateModel(Protocol):
+    """Gives logits in a model's place while an attack searches."""
 
     @property
-    def doubt(self) -> float:
+    def uncertainty(self) -> float:
         """Margin of a logit, in units of the largest, that leaves a verdict to the model."""
+
+    @property
+    def strict(self) -> SurrogateModel | None:
+        """Who is asked for verdicts; None for the model."""
 
     def __call__(self, inputs: Tensor) -> Tensor:
         """Logits (B, K) of normalised inputs."""
-
-
-class SearchedBy(StandIn, Protocol):
-    """What a search asks instead of the model."""
-
-    @property
-    def strict(self) -> StandIn | None:
-        """What it asks for verdicts; None for the model."""
 
 
 class Classifier:
@@ -61,7 +57,7 @@ class Classifier:
     reduced : bool
         Whether a search without a stand-in runs under bfloat16 autocast.
     search : callable or None
-        Stands in for the model in a search; see `engine.surrogate.Search`.
+        Stands in for the model in a search; see `engine.surrogate.Surrogate`.
     """
 
     def __init__(
@@ -80,7 +76,7 @@ class Classifier:
         self.std = _numbers(std)
         self.precision = precision
         self.reduced = precision == "bfloat16"
-        self.search: SearchedBy | None = None
+        self.search: SurrogateModel | None = None
         self.forwards = 0
         self._constants: dict[Any, tuple[Tensor, Tensor]] = {}  # mean and std, on a device
         self._overwrites: bool | None = None  # its input; unknown before the first pass
@@ -105,9 +101,7 @@ class Classifier:
         """
         parameter = None if self.module is None else next(self.module.parameters(), None)
         if parameter is not None and parameter.device != images.device:
-            raise ValueError(
-                f"images: expected device {parameter.device} as the model, found {images.device}"
-            )
+            raise ValueError(f"images: expected device {parameter.device} as the model, found {images.device}")
         checks.per_channel("mean", 0.0 if self.mean is None else self.mean, images.shape[1])
         checks.scale(1.0 if self.std is None else self.std, images.shape[1])
 
@@ -217,7 +211,7 @@ class Classifier:
         """Which logits (B, K) of a search decide like the model's own, (B,) bool; None for all."""
         if self.search is None:
             return torch.zeros(len(logits), dtype=torch.bool) if self.reduced else None
-        return _beyond(logits, self.search.doubt)
+        return _beyond(logits, self.search.uncertainty)
 
     @torch.no_grad()
     def verdicts(self, images: Tensor) -> tuple[Tensor, Tensor]:
@@ -231,7 +225,7 @@ class Classifier:
             return self.logits(images.contiguous()), passes
         found = strict(self.inputs(images))
         self.forwards += len(images)
-        doubtful = ~_beyond(found, strict.doubt)
+        doubtful = ~_beyond(found, strict.uncertainty)
         if bool(doubtful.any()):
             found[doubtful] = self.logits(images[doubtful].contiguous()).to(found.dtype)
         return found, passes + doubtful
@@ -264,18 +258,15 @@ def logits_of(output: Any) -> Tensor:
     """
     logits = output if isinstance(output, Tensor) else getattr(output, "logits", None)
     if not isinstance(logits, Tensor):
-        raise TypeError(
-            "model: expected a tensor or an object with .logits as output, "
-            f"found {type(output).__name__}"
-        )
+        raise TypeError(f"model: expected a tensor or an object with .logits as output, found {type(output).__name__}")
     return logits
 
 
-def _beyond(logits: Tensor, doubt: float) -> Tensor:
+def _beyond(logits: Tensor, uncertainty: float) -> Tensor:
     """Whether the largest logit leads by more than a share of the largest magnitude, (B,) bool."""
     exact = logits.detach().to(compute_dtype(logits))
     best = exact.topk(2, dim=1).values
-    return (best[:, 0] - best[:, 1]) > doubt * exact.abs().amax(1).clamp(min=1)
+    return (best[:, 0] - best[:, 1]) > uncertainty * exact.abs().amax(1).clamp(min=1)
 
 
 def _numbers(value: checks.PerChannel | None) -> checks.PerChannel | None:
@@ -303,9 +294,7 @@ def _copies(module: nn.Module) -> dict[str, Tensor]:
 
 
 @torch.no_grad()
-def _restore(
-    module: nn.Module, objects: dict[str, Tensor | None], copies: dict[str, Tensor]
-) -> None:
+def _restore(module: nn.Module, objects: dict[str, Tensor | None], copies: dict[str, Tensor]) -> None:
     """Put back every buffer object, and its values where they have changed."""
     if isinstance(module._buffers, dict):  # a scripted module's buffers cannot come and go
         for name in module._buffers.keys() - objects.keys():

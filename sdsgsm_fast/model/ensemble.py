@@ -34,9 +34,7 @@ class Ensemble(nn.Module):
             raise ValueError("models: expected at least one, found none")
         for place, model in enumerate(self.models):
             if not callable(model):
-                raise TypeError(
-                    f"models: expected callables, found {type(model).__name__} in place {place}"
-                )
+                raise TypeError(f"models: expected callables, found {type(model).__name__} in place {place}")
         # Bound methods too: their modules are held in eval mode with the others.
         owners = [getattr(model, "__self__", model) for model in self.models]
         self.members = nn.ModuleList(o for o in owners if isinstance(o, nn.Module))
@@ -47,9 +45,7 @@ class Ensemble(nn.Module):
         each = [logits_of(model(inputs.clone())) for model in self.models]
         shapes = {tuple(logits.shape) for logits in each}
         if len(shapes) > 1:
-            raise ValueError(
-                f"models: expected logits of one shape, found {', '.join(map(str, sorted(shapes)))}"
-            )
+            raise ValueError(f"models: expected logits of one shape, found {', '.join(map(str, sorted(shapes)))}")
         total = each[0]
         for logits in each[1:]:
             total = total + logits

@@ -22,7 +22,7 @@ CUDA_CHUNK = 4096  # not measured
 CUDA_SHARE = 0.5  # of the free memory, where no max_memory is given; not measured
 
 
-class Passes:
+class DenseRunner:
     """Full forward passes of the model as it is, whatever it does.
 
     Parameters
@@ -50,12 +50,7 @@ class Passes:
     ) -> None:
         self.classifier, self.images, self.windows = classifier, images, windows
         self.fill, self.reduced, self.backend = fill, reduced, backend
-        self.chunk = chunk_size(classifier, images, max_memory)
-
-    @property
-    def group(self) -> int:
-        """Images of which whole maps are computed at once."""
-        return self.chunk
+        self.chunk = self.group = chunk_size(classifier, images, max_memory)
 
     def clean_logits(self, first: int, stop: int) -> Tensor:
         """Logits (n, K) of some images as they are."""
@@ -81,7 +76,7 @@ class Passes:
             except torch.OutOfMemoryError:
                 if self.chunk == 1:
                     raise
-                self.chunk //= 2
+                self.chunk = self.group = self.chunk // 2
                 continue
             yield pairs[part], logits
             at += len(logits)
@@ -131,18 +126,6 @@ def _cached_copies(images: Tensor) -> int:
     return min(CPU_CHUNK, max(fit, LEAST_COPIES * threads))
 
 
-def batch_size(classifier: Classifier, images: Tensor, max_memory: int | None) -> int:
-    """Images of a forward and backward pass; the activations of all operations are held."""
-    if max_memory is None and not images.is_cuda:
-        return CPU_CHUNK
-    if max_memory is None:
-        max_memory = int(CUDA_SHARE * torch.cuda.mem_get_info(images.device)[0])
-    with torch.no_grad(), _Operations() as seen:
-        classifier.model(classifier.inputs(images[:1]))
-    most = CUDA_CHUNK if images.is_cuda else CPU_CHUNK
-    return int(max(1, min(most, max_memory // (2 * seen.total))))
-
-
 @torch.no_grad()
 def _bytes_per_copy(classifier: Classifier, images: Tensor) -> int:
     """Estimate the memory of one copy's forward pass from one probe, which is not counted.
@@ -157,18 +140,14 @@ def _bytes_per_copy(classifier: Classifier, images: Tensor) -> int:
 
 
 class _Operations(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Watches every operation: the most bytes that one has read and written, and all in all."""
+    """Watches every operation: the most bytes that one has read and written."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.largest = 0
-        self.total = 1
 
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
-    ) -> Any:
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
         tensors = [t for t in tree_iter((args, result)) if isinstance(t, Tensor)]
-        size = sum(t.numel() * t.element_size() for t in tensors)
-        self.largest, self.total = max(self.largest, size), self.total + size
+        self.largest = max(self.largest, sum(t.numel() * t.element_size() for t in tensors))
         return result

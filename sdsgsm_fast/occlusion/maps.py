@@ -13,8 +13,7 @@ from ..kernels import ops
 from ..model.classifier import Classifier, Model
 from ..model.precision import bfloat16_gain
 from .dense import chunk_size
-from .midpoint import midpoint_scores
-from .scoring import PROBE, Needed, Scored, Scorer
+from .scoring import PROBE, Scored, Scorer, Undecided
 
 # A search in bfloat16 that float32 goes over again pays for any model where products gain at least
 # SURE_GAIN. Where they gain less it may for models of many operations, which depends on how many
@@ -24,7 +23,7 @@ SURE_GAIN = 4.0
 LEAST_WORK = 1e8
 LEAST_PROBES = 2
 
-METHODS = ("auto", "dense", "incremental", "midpoint")
+METHODS = ("auto", "dense", "incremental")
 
 
 @torch.no_grad()
@@ -41,11 +40,11 @@ def score_windows(
     backend: str,
     max_memory: int | None,
     progress: Progress | None,
-    needed: Needed | None = None,
+    undecided: Undecided | None = None,
 ) -> Scored:
     """Equation 1 for every window; the arguments are those of `scoring.Scorer`.
 
-    With precision "auto" and `needed`, which says whose exact score a question needs, the windows
+    With precision "auto" and `undecided`, which says whose exact score a question needs, the windows
     are searched in bfloat16 where that pays, and only the needed ones scored again.
 
     Raises
@@ -54,22 +53,16 @@ def score_windows(
         If a score is not finite; the message names the images. If the method is "incremental" and
         the model cannot run so.
     """
-    if method == "midpoint":
-        scores = midpoint_scores(
-            classifier, images, classes,
-            windows=windows, score=score, fill=fill, max_memory=max_memory, progress=progress,
-        )  # fmt: skip
-        return Scored(scores, torch.zeros_like(scores, dtype=torch.bool))
     scorer = Scorer(
         classifier, images, classes, clean,
         windows=windows, score=score, fill=fill, method=method, backend=backend,
         max_memory=max_memory, progress=progress,
     )  # fmt: skip
-    if needed is not None and classifier.precision == "auto" and clean.dtype == torch.float32:
+    if undecided is not None and classifier.precision == "auto" and clean.dtype == torch.float32:
         gain = bfloat16_gain(images.device)
         many = scorer.work >= LEAST_WORK and len(images) >= LEAST_PROBES * PROBE
         if gain >= SURE_GAIN or (gain > 1 and many):
-            return scorer.settled(needed, probing=gain < SURE_GAIN)
+            return scorer.score_in_two_precisions(undecided, probing=gain < SURE_GAIN)
     return scorer.all(reduced=classifier.reduced)
 
 
@@ -116,8 +109,7 @@ def occlusion_scores(
     method
         "auto": whatever is fastest and exact. "dense": every window costs a whole forward pass.
         "incremental": only what a window changes is computed, for as many operations as it pays;
-        an error names the operation at which a model cannot run so. "midpoint": approximate, from
-        eight gradients; see docs/occlusion.md.
+        an error names the operation at which a model cannot run so.
     precision
         "float32", "auto": the model's own precision. "bfloat16": convolutions and products in
         bfloat16, approximate.
@@ -154,7 +146,7 @@ def occlusion_scores(
         checks.class_indices("labels", labels, images)
     if not len(images):
         return images.new_empty((0, windows.rows, windows.cols))
-    # An inference tensor cannot take part in a graph, which midpoint needs; a copy of it can.
+    # An inference tensor cannot take part in a graph; a copy of it can.
     with torch.inference_mode(False), torch.no_grad(), classifier.frozen():
         images = images.clone() if images.is_inference() else images.detach()
         size = chunk_size(classifier, images, max_memory)
@@ -207,4 +199,4 @@ def occlusion_map(
     return ops.window_mean(scores, height, width, patch=patch, stride=stride, backend=backend)
 
 
-__all__ = ["METHODS", "Needed", "Scored", "occlusion_map", "occlusion_scores", "score_windows"]
+__all__ = ["METHODS", "Scored", "Undecided", "occlusion_map", "occlusion_scores", "score_windows"]

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -12,14 +13,11 @@ from .. import losses
 from ..common import checks
 from ..common.progress import Progress
 from ..common.windows import Windows
-from ..engine.cache import Kept
-from ..engine.compiled import Prepared, Replay
-from ..engine.onednn import onednn_enabled
-from ..engine.trace import Graph, TraceError, trace
+from ..engine import CompiledWindows
 from ..model.classifier import Classifier
-from .dense import Passes
+from .dense import DenseRunner
 
-Needed = Callable[[Tensor, Tensor], Tensor]
+Undecided = Callable[[Tensor, Tensor], Tensor]
 """``needed(scores, doubt)``, (B, windows) each → the windows whose doubt leaves a question open."""
 
 SAMPLE = 0.1  # share of the windows that is re-scored to learn how far bfloat16 is off
@@ -32,8 +30,21 @@ ENOUGH = 0.6  # share of the windows from which on all of them are re-scored
 PROBE = 8  # images that tell whether a search in bfloat16 pays
 WORTHWHILE = 0.25  # share of the windows, scored again, up to which it does
 
-PREPARED: Kept[Prepared] = Kept()
-"""The last model's, for the next batch of images."""
+
+class WindowLogits(Protocol):
+    """Gives the logits of windows' zeroed-out copies."""
+
+    group: int
+    """Images of which whole maps are computed at once."""
+
+    def clean_logits(self, first: int, stop: int) -> Tensor:
+        """Logits (n, K) of some images as they are."""
+
+    def logits(self, pairs: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield parts of `pairs`, image·windows + window, and their logits (n, K)."""
+
+    def forget(self) -> None:
+        """Let go of what is held for the images."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +68,7 @@ class Scored:
 
 
 @dataclass(frozen=True)
-class _Board:
+class _ScoreTables:
     """What has been found out so far of each window, (B, windows) each.
 
     Scores and flips as in `Scored`; `losses.evidence` where a search is to be settled, else None.
@@ -105,90 +116,90 @@ class Scorer:
         self.classifier, self.images, self.classes, self.clean = classifier, images, classes, clean
         self.windows, self.score, self.fill, self.method = windows, score, fill, method
         self.backend, self.max_memory, self.progress = backend, max_memory, progress
-        self.prepared: Prepared | None = None
-        self.ways: dict[bool, Replay | Passes] = {}
+        self.compiled: CompiledWindows | None = None
+        self._dense: dict[bool, DenseRunner] = {}
         try:
-            self.prepared = self._prepared()
-            self.ways[False] = self._checked(self.prepared)
+            self.compiled = CompiledWindows(
+                classifier, images, clean,
+                windows=windows, fill=fill, method=method, backend=backend, max_memory=max_memory,
+            )  # fmt: skip
         except Exception as error:  # whatever it stumbles over, the model itself runs
-            self.prepared = None
             if method == "incremental":
                 raise ValueError(f"method: 'incremental' cannot run this model: {error}") from error
 
     @property
     def work(self) -> float:
         """Floating-point operations of a whole image; 0 where nobody knows."""
-        strict = self.ways.get(False)
-        return strict.network.work if isinstance(strict, Replay) else 0.0
+        return 0.0 if self.compiled is None else self.compiled.work
 
     def all(self, *, reduced: bool) -> Scored:
         """Score every window in one precision."""
-        board = self._board(settled=False)
+        tables = self._tables(score_in_two_precisions=False)
         if reduced:
-            self.way(False).forget()
-        size = self.way(True).group if reduced else len(self.images)
+            self.runner(False).forget()
+        size = self.runner(True).group if reduced else len(self.images)
         for at in range(0, len(self.images), size):
-            self._score_images(slice(at, at + size), board, reduced=reduced)
-        return self._found(board)
+            self._score_images(slice(at, at + size), tables, reduced=reduced)
+        return self._found(tables)
 
-    def settled(self, needed: Needed, *, probing: bool) -> Scored:
-        """Score in bfloat16, then again in full precision whatever `needed` asks for.
+    def score_in_two_precisions(self, undecided: Undecided, *, probing: bool) -> Scored:
+        """Score in bfloat16, then again in full precision whatever `undecided` asks for.
 
         With `probing` the first images tell whether that pays; if it does not, the others are
         scored in full precision at once.
         """
-        board = self._board(settled=True)
-        self.way(False).forget()
+        tables = self._tables(score_in_two_precisions=True)
+        self.runner(False).forget()
         count, device = len(self.images), self.clean.device
         again = torch.zeros(count, dtype=torch.int64, device=device)
         at, pays = 0, True
         while at < count:
-            size = min(self.way(reduced).group for reduced in (True, False))
+            size = min(self.runner(reduced).group for reduced in (True, False))
             rows = slice(at, at + (min(size, PROBE) if probing and at == 0 else size))
             if pays:
-                again[rows] = self._settle(rows, board, needed)
+                again[rows] = self._rescore(rows, tables, undecided)
             else:
-                self._score_images(rows, board, reduced=False)
+                self._score_images(rows, tables, reduced=False)
             if probing and at == 0:
                 pays = float(again[rows].double().mean()) < WORTHWHILE * len(self.windows)
             at = rows.stop
-        return self._found(board, again)
+        return self._found(tables, again)
 
-    def _board(self, *, settled: bool) -> _Board:
+    def _tables(self, *, score_in_two_precisions: bool) -> _ScoreTables:
         """Scores, flips and evidence to be filled in."""
         size = (len(self.images), len(self.windows))
         scores = self.clean.new_empty(size, dtype=losses.exact(self.clean).dtype)
         flips = torch.empty_like(scores, dtype=torch.bool)
-        return _Board(scores, flips, torch.empty_like(scores) if settled else None)
+        return _ScoreTables(scores, flips, torch.empty_like(scores) if score_in_two_precisions else None)
 
-    def _found(self, board: _Board, again: Tensor | None = None) -> Scored:
+    def _found(self, tables: _ScoreTables, again: Tensor | None = None) -> Scored:
         maps = (len(self.images), self.windows.rows, self.windows.cols)
-        return Scored(board.scores.view(maps), board.flips.view(maps), again)
+        return Scored(tables.scores.view(maps), tables.flips.view(maps), again)
 
-    def _score_images(self, rows: slice, board: _Board, *, reduced: bool) -> None:
+    def _score_images(self, rows: slice, tables: _ScoreTables, *, reduced: bool) -> None:
         """Score every window of some images."""
         first, stop, _ = rows.indices(len(self.images))
         each, clean = len(self.windows), self.clean
         if reduced:
             clean = clean.clone()
-            clean[rows] = self.way(True).clean_logits(first, stop).to(clean.dtype)
+            clean[rows] = self.runner(True).clean_logits(first, stop).to(clean.dtype)
         pairs = torch.arange(first * each, stop * each, device=clean.device)
-        self.score_pairs(pairs, clean, board, reduced=reduced)
+        self.score_pairs(pairs, clean, tables, reduced=reduced)
 
-    def _settle(self, rows: slice, board: _Board, needed: Needed) -> Tensor:
+    def _rescore(self, rows: slice, tables: _ScoreTables, undecided: Undecided) -> Tensor:
         """Settle the scores and flips of some images; how many windows (n,) were scored again.
 
         How far bfloat16 is off is learned from `losses.evidence`, which suffers alike everywhere.
         """
-        assert board.evidence is not None
-        self._score_images(rows, board, reduced=True)
-        self.way(True).forget()
-        scores, exact = board.scores[rows], board.evidence[rows]
+        assert tables.evidence is not None
+        self._score_images(rows, tables, reduced=True)
+        self.runner(True).forget()
+        scores, exact = tables.scores[rows], tables.evidence[rows]
         rough = exact.clone()
         before = losses.score(self.score, self.clean, self.classes)[rows, None]
         done = torch.zeros_like(rough, dtype=torch.bool)
         telling = _distinct(rough)
-        near = self._sample(scores, telling, needed)
+        near = self._sample(scores, telling, undecided)
         # Where noise is what brought them near the question, they are all wrong alike. The window
         # furthest from them shows it.
         centre = _moments(rough, near)[0]
@@ -198,14 +209,14 @@ class Scorer:
         learned = telling.scatter(1, furthest, near.gather(1, furthest))
         while bool(wanted.any()):
             pairs = wanted.flatten().nonzero().flatten() + rows.start * len(self.windows)
-            self.score_pairs(pairs, self.clean, board, reduced=False, again=True)
+            self.score_pairs(pairs, self.clean, tables, reduced=False, again=True)
             done |= wanted
             bias, spread = _moments(rough - exact, done & learned)
             off = (rough - exact - bias).gather(1, furthest).abs()
             after, doubt = self._likely(rough - bias, SPREADS * spread)
             scores.copy_(torch.where(done, scores, before - after))
             doubt += ROUNDING * torch.finfo(doubt.dtype).eps * (1 + before.abs() + after.abs())
-            wanted = needed(scores, torch.where(done, 0.0, doubt)) & ~done
+            wanted = undecided(scores, torch.where(done, 0.0, doubt)) & ~done
             many = (done | wanted).double().mean(1, keepdim=True) > ENOUGH
             whole = (wanted.any(1, keepdim=True) & many) | (off > NOISE * apart.gather(1, furthest))
             wanted |= whole & ~done
@@ -213,13 +224,17 @@ class Scorer:
 
     def _likely(self, evidence: Tensor, off: Tensor) -> tuple[Tensor, Tensor]:
         """φ of an evidence, and how far it may be off where that may be off by `off`."""
-        low, middle, high = (
-            losses.score_of(self.score, e) for e in (evidence - off, evidence, evidence + off)
-        )
+        low, middle, high = (losses.score_of(self.score, e) for e in (evidence - off, evidence, evidence + off))
         return middle, torch.maximum(high - middle, middle - low)
 
     def score_pairs(
-        self, pairs: Tensor, clean: Tensor, board: _Board, *, reduced: bool, again: bool = False
+        self,
+        pairs: Tensor,
+        clean: Tensor,
+        tables: _ScoreTables,
+        *,
+        reduced: bool,
+        again: bool = False,
     ) -> None:
         """Score `pairs` (image·windows + window).
 
@@ -228,20 +243,20 @@ class Scorer:
         ValueError
             If a score is not finite; the message names the images.
         """
-        scores, flips = board.scores.view(-1), board.flips.view(-1)
+        scores, flips = tables.scores.view(-1), tables.flips.view(-1)
         before, predicted = losses.score(self.score, clean, self.classes), clean.argmax(1)
         broken = torch.zeros_like(predicted, dtype=torch.bool)
         stage, total = ("re-scoring", len(pairs)) if again else ("occlusion", scores.numel())
         count = 0 if again else int(pairs[0])
-        for part, logits in self.way(reduced).logits(pairs):
+        for part, logits in self.runner(reduced).logits(pairs):
             image = part // len(self.windows)
             classes = self.classes[image]
             flips[part] = logits.argmax(1) != predicted[image]
             after = losses.score(self.score, logits, classes).to(scores.dtype)
             scores[part] = before[image].to(scores.dtype) - after
-            if board.evidence is not None:
+            if tables.evidence is not None:
                 evidence = losses.evidence(self.score, logits, classes)
-                board.evidence.view(-1)[part] = evidence.to(scores.dtype)
+                tables.evidence.view(-1)[part] = evidence.to(scores.dtype)
             broken[image[~scores[part].isfinite()]] = True
             count += len(part)
             if self.progress:
@@ -249,56 +264,18 @@ class Scorer:
         if bool(broken.any()):
             raise ValueError(f"model: occlusion scores are not finite for {checks.named(broken)}")
 
-    def way(self, reduced: bool) -> Replay | Passes:
-        """How logits come about: by replaying the trace, else by the model itself."""
-        if reduced not in self.ways and self.prepared is not None:
-            self.ways[reduced] = self._replay(self.prepared, reduced=reduced)
-        if reduced not in self.ways:
-            self.ways[reduced] = Passes(
+    def runner(self, reduced: bool) -> WindowLogits:
+        """Who gives the windows' logits: the compiled model, else the model itself."""
+        if self.compiled is not None:
+            return self.compiled.runner(reduced=reduced)
+        if reduced not in self._dense:
+            self._dense[reduced] = DenseRunner(
                 self.classifier, self.images, self.windows, self.fill, reduced=reduced,
                 backend=self.backend, max_memory=self.max_memory,
             )  # fmt: skip
-        return self.ways[reduced]
+        return self._dense[reduced]
 
-    def _prepared(self) -> Prepared:
-        """The model made ready, or the last one's plans again if it has not changed since."""
-        classifier, images = self.classifier, self.images
-        fill = checks.per_channel("fill", self.fill, images.shape[1])
-        settings = (
-            *(self.windows, fill, self.method, self.backend, self.max_memory),
-            *(classifier.mean, classifier.std, images.dtype, images.device, onednn_enabled()),
-        )
-        return PREPARED.of(
-            classifier.model, settings, self._trace,
-            lambda own: Prepared(own, self.windows, images.device, self.backend),
-        )  # fmt: skip
-
-    def _trace(self) -> Graph:
-        graph = trace(self.classifier, self.images)
-        jump = graph.jump()
-        if jump is not None:
-            raise TraceError(f"{jump}: a rounding error may become a step")
-        return graph
-
-    def _checked(self, prepared: Prepared) -> Replay:
-        """The replay in the model's own precision, if it is right.
-
-        The first time a zeroed-out copy is compared, after that the clean images are.
-        """
-        strict = self._replay(prepared, reduced=False)
-        if not (strict.gives(self.clean) if prepared.agreed else strict.agrees()):
-            PREPARED.drop()
-            raise TraceError("the replayed logits are not the model's")
-        prepared.agreed = True
-        return strict
-
-    def _replay(self, prepared: Prepared, *, reduced: bool) -> Replay:
-        return Replay(
-            self.classifier, self.images, prepared.planner(reduced=reduced), self.fill,
-            method=self.method, backend=self.backend, max_memory=self.max_memory,
-        )  # fmt: skip
-
-    def _sample(self, scores: Tensor, telling: Tensor, needed: Needed) -> Tensor:
+    def _sample(self, scores: Tensor, telling: Tensor, undecided: Undecided) -> Tensor:
         """Windows to learn from: a tenth of each image's, of those that tell something.
 
         They are the nearest to the question: the first that are needed as doubt grows. All windows
@@ -312,7 +289,7 @@ class Scorer:
         low, high = torch.full_like(range_, -16.0), torch.zeros_like(range_)
         for _ in range(BISECTIONS):
             middle = (low + high) / 2
-            found = needed(scores, (range_ * middle.exp2()).expand_as(scores)) & telling
+            found = undecided(scores, (range_ * middle.exp2()).expand_as(scores)) & telling
             enough = found.sum(1, keepdim=True) >= least
             wanted = torch.where(enough, found, wanted)
             low, high = torch.where(enough, low, middle), torch.where(enough, middle, high)

@@ -301,9 +301,7 @@ def launch(out: Tensor, momentum_out: Tensor | None, u: Update) -> None:
     }
     if size <= ONE_PASS:
         block = max(128, triton.next_power_of_2(size))
-        update_image[(batch,)](
-            *tensors, *numbers, *rest, **options, BLOCK=block, num_warps=warps(block)
-        )
+        update_image[(batch,)](*tensors, *numbers, *rest, **options, BLOCK=block, num_warps=warps(block))
         return
     chunks = triton.cdiv(size, CHUNK)
     blocks = triton.cdiv(chunks, MOST_PARTS)

@@ -16,11 +16,13 @@ from ..common.numerics import compute_dtype, logits_agree
 from ..common.windows import Windows
 from ..kernels import ops
 from ..model.classifier import Classifier
+from .cache import PlanCache
 from .lower import lower
 from .network import Network
+from .onednn import onednn_enabled
 from .plan import Plan, Planner, clean_elements, clean_peak
-from .runner import Runner
-from .trace import Graph, TraceError
+from .plan_runner import PlanRunner
+from .trace import Graph, TraceError, trace
 
 # Of a chunk; with twice as much glibc hands pages back that are needed again at once.
 CPU_BYTES = 32 * 2**20
@@ -39,7 +41,7 @@ CHECKED = 2  # images
 WORTHWHILE = 0.9  # the cost of an incremental plan as a share of the dense one's
 
 
-class Prepared:
+class WindowPlans:
     """A traced model and what does not depend on the images, in each precision when it is needed.
 
     Parameters
@@ -70,7 +72,7 @@ class Prepared:
         return self._planners[dtype]
 
 
-class Replay:
+class WindowRunner:
     """A traced model, planned for one set of windows and one precision.
 
     Parameters
@@ -110,12 +112,8 @@ class Replay:
         plans = [plan for choice in self.choices for plan in choice]
         self.sources = set().union(*(plan.sources for plan in plans))
         self.group = self._group()
-        self._constants = {
-            k: step.constant
-            for k, step in enumerate(self.network.steps)
-            if step.constant is not None
-        }
-        self.held: tuple[int, int, dict[int, Any]] | None = None  # of images first … stop - 1
+        self._constants = {k: step.constant for k, step in enumerate(self.network.steps) if step.constant is not None}
+        self.clean_maps: tuple[int, int, dict[int, Any]] | None = None  # of images first … stop - 1
         self.counted = False  # whether the pass that made them is
         self.backend, self.filled = backend, self._fill()
         self.parts: dict[int, list[_Part]] = {}  # by the choice
@@ -164,12 +162,10 @@ class Replay:
         """A plan made ready, and who its windows are."""
         window = max(1, int(plan.elements() * self.network.dtype.itemsize * SCRATCH))
         chunk = max(1, self._chunk_limit(window))
-        rows, cols = (
-            torch.full((n,), -1, dtype=torch.int32) for n in (self.windows.rows, self.windows.cols)
-        )
+        rows, cols = (torch.full((n,), -1, dtype=torch.int32) for n in (self.windows.rows, self.windows.cols))
         rows[list(plan.rows)] = torch.arange(len(plan.rows), dtype=torch.int32)
         cols[list(plan.cols)] = torch.arange(len(plan.cols), dtype=torch.int32)
-        runner = Runner(plan, self.filled, self.windows.patch, self.backend)
+        runner = PlanRunner(plan, self.filled, self.windows.patch, self.backend)
         device = self.images.device
         return _Part(runner, rows.to(device), cols.to(device), chunk)
 
@@ -182,9 +178,7 @@ class Replay:
         forwards, images = self.classifier.forwards, self.images
         window = (self.windows.rows - 1) * self.windows.cols + self.windows.cols // 2
         noise = noise_like(images)
-        zeroed = ops.occlude(
-            noise, window, 1, patch=self.windows.patch, stride=self.windows.stride, fill=self.fill
-        )
+        zeroed = ops.occlude(noise, window, 1, patch=self.windows.patch, stride=self.windows.stride, fill=self.fill)
         self.forget()
         try:
             self.images = noise
@@ -205,20 +199,20 @@ class Replay:
         """
         count = min(self.group, CHECKED)
         try:
-            found = self._hold(0, count, {self.network.output})
+            found = self._keep_clean_maps(0, count, {self.network.output})
         except torch.OutOfMemoryError:
             return False
         return logits_agree(found[self.network.output], clean[:count], clean.dtype)
 
     def clean_logits(self, first: int, stop: int) -> Tensor:
         """Logits (n, K) of some images as they are, of `group` at most."""
-        found = self._hold(first, stop, {self.network.output})
+        found = self._keep_clean_maps(first, stop, {self.network.output})
         self._count(True)
         return found[self.network.output]  # type: ignore[no-any-return]
 
     def forget(self) -> None:
         """Let go of the clean maps."""
-        self.held = None
+        self.clean_maps = None
 
     def logits(self, pairs: Tensor, count: int | None = None) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield parts of `pairs`, in an order of its own, and their logits (n, K).
@@ -270,19 +264,19 @@ class Replay:
 
     def _clean(self, first: int, stop: int) -> tuple[int, dict[int, Tensor]]:
         """Maps of some images that are cut up, with the first image that they are of."""
-        if self.held is None or not self.held[0] <= first < stop <= self.held[1]:
-            self._hold(first, stop, set())
-        assert self.held is not None
+        if self.clean_maps is None or not self.clean_maps[0] <= first < stop <= self.clean_maps[1]:
+            self._keep_clean_maps(first, stop, set())
+        assert self.clean_maps is not None
         self._count(bool(self.sources - {0} - self._constants.keys()))
-        return self.held[0], self.held[2]
+        return self.clean_maps[0], self.clean_maps[2]
 
     def _count(self, passed: bool) -> None:
         """Count the pass that made the held maps, once; the images themselves take none."""
-        if passed and not self.counted and self.held is not None:
-            self.classifier.forwards += self.held[1] - self.held[0]
+        if passed and not self.counted and self.clean_maps is not None:
+            self.classifier.forwards += self.clean_maps[1] - self.clean_maps[0]
             self.counted = True
 
-    def _hold(self, first: int, stop: int, wanted: set[int]) -> dict[int, Any]:
+    def _keep_clean_maps(self, first: int, stop: int, wanted: set[int]) -> dict[int, Any]:
         """Compute some images' maps that are cut up, and those of `wanted` steps; keep the first.
 
         The results are those of `wanted` steps and of all that are kept.
@@ -291,7 +285,7 @@ class Replay:
         sources = self.sources - self._constants.keys()
         found = self.network.run(self.classifier.inputs(self.images[first:stop]), wanted | sources)
         kept = {k: found[k] for k in sources}
-        self.held, self.counted = (first, stop, {**self._constants, **kept}), False
+        self.clean_maps, self.counted = (first, stop, {**self._constants, **kept}), False
         return found
 
     def _fill(self) -> Tensor:
@@ -332,8 +326,94 @@ class Replay:
         if budget is None:
             return chunk
         size = self.network.dtype.itemsize * SCRATCH
-        held = int(self.group * clean_elements(self.network, self.sources) * size)
-        return min(chunk, (budget - held) // window)
+        clean_maps = int(self.group * clean_elements(self.network, self.sources) * size)
+        return min(chunk, (budget - clean_maps) // window)
+
+
+_PLANS: PlanCache[WindowPlans] = PlanCache()
+"""The last model's, for the next batch of images."""
+
+
+class CompiledWindows:
+    """A model made ready to give the logits of zeroed-out copies, in each precision when needed.
+
+    Parameters
+    ----------
+    classifier, images, clean
+        The model, held, a batch (B, C, H, W), and its logits (B, K) in the model's own precision.
+    windows, fill
+        What is zeroed out, and with what.
+    method
+        "auto", "dense" or "incremental".
+    backend, max_memory
+        As in `occlusion_scores`.
+
+    Raises
+    ------
+    Exception
+        Whatever the model cannot be compiled for, or `TraceError` where its logits would not be the
+        model's; then it runs itself.
+    """
+
+    def __init__(
+        self,
+        classifier: Classifier,
+        images: Tensor,
+        clean: Tensor,
+        *,
+        windows: Windows,
+        fill: checks.PerChannel,
+        method: str,
+        backend: str,
+        max_memory: int | None,
+    ) -> None:
+        self.classifier, self.images, self.windows, self.fill = classifier, images, windows, fill
+        self.method, self.backend, self.max_memory = method, backend, max_memory
+        self._plans = self._prepared()
+        self._runners: dict[bool, WindowRunner] = {}
+        self._check(clean)
+
+    @property
+    def work(self) -> float:
+        """Floating-point operations of a whole image."""
+        return self.runner(reduced=False).network.work
+
+    def runner(self, *, reduced: bool) -> WindowRunner:
+        """Runs the windows in bfloat16, or in the model's own precision."""
+        if reduced not in self._runners:
+            self._runners[reduced] = WindowRunner(
+                self.classifier, self.images, self._plans.planner(reduced=reduced), self.fill,
+                method=self.method, backend=self.backend, max_memory=self.max_memory,
+            )  # fmt: skip
+        return self._runners[reduced]
+
+    def _prepared(self) -> WindowPlans:
+        """The last model's plans again if it has not changed since, else those of this one."""
+        classifier, images = self.classifier, self.images
+        fill = checks.per_channel("fill", self.fill, images.shape[1])
+        settings = (
+            *(self.windows, fill, self.method, self.backend, self.max_memory),
+            *(classifier.mean, classifier.std, images.dtype, images.device, onednn_enabled()),
+        )
+        return _PLANS.of(
+            classifier.model, settings, self._trace,
+            lambda own: WindowPlans(own, self.windows, images.device, self.backend),
+        )  # fmt: skip
+
+    def _trace(self) -> Graph:
+        graph = trace(self.classifier, self.images)
+        jump = graph.jump()
+        if jump is not None:
+            raise TraceError(f"{jump}: a rounding error may become a step")
+        return graph
+
+    def _check(self, clean: Tensor) -> None:
+        """Compare a zeroed-out copy the first time, after that the clean images."""
+        exact, plans = self.runner(reduced=False), self._plans
+        if not (exact.gives(clean) if plans.agreed else exact.agrees()):
+            _PLANS.drop()
+            raise TraceError("the replayed logits are not the model's")
+        plans.agreed = True
 
 
 @dataclass
@@ -343,7 +423,7 @@ class _Part:
     `rows` and `cols` have an entry for each row and column of windows, −1 where it is another's.
     """
 
-    runner: Runner
+    runner: PlanRunner
     rows: Tensor
     cols: Tensor
     chunk: int

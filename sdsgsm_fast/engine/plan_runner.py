@@ -17,7 +17,7 @@ from .network import channels_last
 from .plan import Cut, Plan, table
 
 
-class Runner:
+class PlanRunner:
     """A plan made ready for a device.
 
     Parameters
@@ -35,13 +35,9 @@ class Runner:
     def __init__(self, plan: Plan, fill: Tensor, patch: tuple[int, int], backend: str) -> None:
         self.plan, self.backend = plan, backend
         self.steps = plan.network.steps
-        self.fill = channels_last(
-            fill.to(plan.network.dtype)[None, :, None, None].expand(1, -1, *patch)
-        )
+        self.fill = channels_last(fill.to(plan.network.dtype)[None, :, None, None].expand(1, -1, *patch))
         cuts = [cut for action in plan.actions for cut in action.cuts if cut is not None]
-        self.tables = {
-            id(cut): (table(cut.rows, fill.device), table(cut.cols, fill.device)) for cut in cuts
-        }
+        self.tables = {id(cut): (table(cut.rows, fill.device), table(cut.cols, fill.device)) for cut in cuts}
         self.dying = plan.network.dying({plan.network.output})
 
     def logits(self, clean: dict[int, Tensor], image: Tensor, row: Tensor, col: Tensor) -> Tensor:
@@ -67,9 +63,7 @@ class Runner:
                 ]
                 # A layer decides whether it needs them written out.
                 takes = isinstance(step.tile, Layer)
-                values[k] = step.tile(
-                    *(maps if takes else (written(x, self.backend) for x in maps))
-                )
+                values[k] = step.tile(*(maps if takes else (written(x, self.backend) for x in maps)))
             elif k:
                 for cut in action.cuts:
                     if cut is not None and cut.source not in whole:
