@@ -38,7 +38,7 @@ build() { # setuptools before 77 does not know how pyproject.toml states the lic
 }
 step build build
 step import timeout -k 5 60 "$python" -c "import sdsgsm_fast._native_cpu, sdsgsm_fast._native_cuda"
-step tests timeout -k 5 240 "$python" -m pytest -q -p no:cacheprovider tests/test_gpu.py
+step tests timeout -k 5 240 "$python" -m pytest -q -p no:cacheprovider tests/kernels/test_gpu.py
 if sanitizer=$(command -v compute-sanitizer); then
   for tool in memcheck racecheck; do
     step $tool timeout -k 5 90 "$sanitizer" --tool $tool --error-exitcode 9 "$python" bench/sanitize_gpu.py

@@ -7,16 +7,15 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-import test_conformance
 import torch
 import zoo
-from conformance import Case, of_kind
+from conformance import Case, check_attack, check_update, check_window_mean, of_kind
 from nets import Looking, convnet, predicted
-from test_kernels import DTYPES, given, settings, ulp
-from test_operators import NUMBERS, passes, step
-from test_paste import SIZES, by_hand
-from test_paste import case as paste_case
+from steps import NUMBERS, passes, step
+from tiles import SIZES, by_hand
+from tiles import case as paste_case
 from torch import Tensor
+from updates import DTYPES, given, settings, ulp
 
 from sdsgsm_fast import SDSGSM, SmoothingOnly, occlusion_map, occlusion_scores, ops
 from sdsgsm_fast.engine.graphs import GraphedFunction
@@ -56,22 +55,22 @@ def close(found: Tensor, expected: Tensor, near: float) -> bool:
 @pytest.mark.parametrize("in_place", [False, True])
 @pytest.mark.parametrize("case", of_kind("update"), ids=repr)
 def test_conformance_update(case: Case, kernels: str, in_place: bool) -> None:
-    test_conformance.test_update(case.to("cuda"), kernels, in_place)
+    check_update(case.to("cuda"), kernels, in_place)
 
 
 @pytest.mark.parametrize("case", of_kind("update"), ids=repr)
 def test_conformance_of_the_reference(case: Case) -> None:
-    test_conformance.test_update(case.to("cuda"), "reference", False)
+    check_update(case.to("cuda"), "reference", False)
 
 
 @pytest.mark.parametrize("case", of_kind("window_mean"), ids=repr)
 def test_conformance_window_mean(case: Case, kernels: str) -> None:
-    test_conformance.test_window_mean(case.to("cuda"), kernels)
+    check_window_mean(case.to("cuda"), kernels)
 
 
 @pytest.mark.parametrize("case", of_kind("attack"), ids=repr)
 def test_conformance_attack(case: Case, kernels: str) -> None:
-    test_conformance.test_attack(case.to("cuda"), kernels)
+    check_attack(case.to("cuda"), kernels)
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)

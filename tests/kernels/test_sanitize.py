@@ -14,13 +14,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conformance import gain_of, of_kind
-from test_kernels import given, settings
-from test_paste import DTYPES, SIZES, by_hand
-from test_paste import case as paste_case
-from test_winograd import CASES as CONVOLUTIONS
-from test_winograd import FORMS
-from test_winograd import case as convolution_case
+from convolutions import CASES as CONVOLUTIONS
+from convolutions import FORMS
+from convolutions import case as convolution_case
+from tiles import DTYPES, SIZES, by_hand
+from tiles import case as paste_case
 from torch import Tensor
+from updates import given, settings
 
 from sdsgsm_fast import _native_cpu, ops
 from sdsgsm_fast.common.windows import Windows
@@ -29,7 +29,7 @@ from sdsgsm_fast.kernels import native
 from sdsgsm_fast.kernels.calls import NORMALIZE
 from sdsgsm_fast.kernels.native import _DTYPES, _grid
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 ISAS = {"baseline": 0, "avx2": 1, "avx512": 2, "avx512_bf16": 3}
 UPDATE, OCCLUDE, WINDOW_MEAN, PASTE, WINOGRAD = range(5)
 

@@ -241,7 +241,7 @@ print(growth({limit}), growth(None))
 def test_the_memory_limit_holds(method: str, looking: bool) -> None:
     """The process grows by no more than the limit, a quarter for Python, and by more without."""
     limit = 16 * 2**20
-    code = MEMORY.format(tests=str(Path(__file__).parent), looking=looking, limit=limit,
+    code = MEMORY.format(tests=str(Path(__file__).parents[1]), looking=looking, limit=limit,
                          method=method)  # fmt: skip
     hand_back = {"MALLOC_TRIM_THRESHOLD_": "0", "MALLOC_MMAP_THRESHOLD_": "65536"}
     done = subprocess.run(

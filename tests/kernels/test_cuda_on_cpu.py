@@ -17,19 +17,18 @@ from typing import Any
 
 import pybind11
 import pytest
-import test_conformance
 import torch
-from conformance import Case, of_kind
-from test_kernels import given, settings, ulp
-from test_paste import SIZES, by_hand, case
+from conformance import Case, check_update, check_window_mean, of_kind
+from tiles import SIZES, by_hand, case
 from torch import Tensor
+from updates import given, settings, ulp
 
 from sdsgsm_fast import ops
 from sdsgsm_fast.kernels import native
 
 pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="g++ was not found")
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 ONE_PASS, TWO_PASSES = (5, 3, 32, 32), (2, 3, 101, 97)
 SHAPES = [(1, 1, 1, 1), (3, 3, 5, 7), (7, 1, 3, 3), ONE_PASS, (2, 3, 52, 52), TWO_PASSES]
 FLOATS = [torch.float32, torch.float16, torch.bfloat16, torch.float64]
@@ -78,12 +77,12 @@ def both(t: dict[str, Tensor], **extra: object) -> tuple[tuple[Tensor, Tensor], 
 @pytest.mark.parametrize("in_place", [False, True])
 @pytest.mark.parametrize("case", of_kind("update"), ids=repr)
 def test_conformance_update(case: Case, in_place: bool) -> None:
-    test_conformance.test_update(case, "native", in_place)
+    check_update(case, "native", in_place)
 
 
 @pytest.mark.parametrize("case", of_kind("window_mean"), ids=repr)
 def test_conformance_window_mean(case: Case) -> None:
-    test_conformance.test_window_mean(case, "native")
+    check_window_mean(case, "native")
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)

@@ -14,7 +14,7 @@ import pytest
 
 from sdsgsm_fast.kernels import native
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 MOST_REGISTERS = 128
 
 pytestmark = pytest.mark.skipif(shutil.which("nvcc") is None, reason="nvcc was not found")

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 import torch
+from steps import NUMBERS, STEP, passes, step
 from torch import Tensor
 from torch._subclasses import FakeTensorMode
 
@@ -13,8 +12,6 @@ from sdsgsm_fast import ops
 from sdsgsm_fast.kernels import operators
 
 SHAPE = (2, 3, 9, 7)
-NUMBERS = (0.1, 0.02, 0.5, 1.0, 0.9, 0.0, 1.0, 1.0)
-STEP: dict[str, Any] = {"eps": 0.1, "alpha": 0.02, "background": 0.5}
 
 
 def given(*, last: bool = False) -> dict[str, Tensor]:
@@ -22,10 +19,6 @@ def given(*, last: bool = False) -> dict[str, Tensor]:
     images = torch.rand(SHAPE).contiguous(memory_format=layout)
     grad = torch.randn(SHAPE).contiguous(memory_format=layout)
     return {"adv": images.clone(), "images": images, "grad": grad, "domain": torch.rand(2, 9, 7)}
-
-
-def passes(results: dict[str, str]) -> bool:
-    return len(results) == 4 and all(outcome == "SUCCESS" for outcome in results.values())
 
 
 @pytest.mark.parametrize("momentum", [False, True])
@@ -52,18 +45,6 @@ def test_opcheck_occlude_and_window_mean(dtype: torch.dtype, last: bool, backend
     scores = torch.rand(2, 6)
     arguments = (scores, 9, 7, [4, 4], [4, 4], backend)
     assert passes(torch.library.opcheck(operators.window_mean, arguments))
-
-
-def step(adv: Tensor, images: Tensor, domain: Tensor, momentum: Tensor, eps: Tensor) -> Any:
-    """Everything that the operators do, between other operations."""
-    copies = ops.occlude(images, 0, 4, patch=4, fill=0.5, mean=0.4, std=0.2)
-    scores = copies.unflatten(0, (len(images), 4)).mean((2, 3, 4))
-    weight = ops.window_mean(scores, 8, 8, patch=4).sigmoid() * domain
-    grad = (adv * 3).sin()
-    new, v = ops.update(adv, images, grad, weight, momentum=momentum, **{**STEP, "eps": eps})
-    new, v = ops.update_(new + 0, images, grad, domain, momentum=v, decay=0.5, **STEP)
-    adv, fresh = ops.update_(adv, images, new, None, decay=0.5, gain=2, **STEP)
-    return new * 2, v, adv, fresh, copies
 
 
 @pytest.mark.parametrize(("compiler", "batches"), [("aot_eager", (2, 5, 3)), ("inductor", (3,))])

@@ -12,7 +12,7 @@ import pytest
 import torch
 import zoo
 from nets import convnet, predicted
-from test_side_effects import Counting, same, state
+from states import Counting, same, state
 from torch import Tensor, nn
 
 from sdsgsm_fast import (

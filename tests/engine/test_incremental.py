@@ -15,7 +15,7 @@ import torch.nn.functional as F
 import zoo
 from cpu import onednn_in_bfloat16
 from nets import Looking, convnet, predicted
-from test_side_effects import same, state
+from states import same, state
 from torch import Tensor, nn
 
 from sdsgsm_fast import occlusion_map, occlusion_scores

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from test_paste import case as paste_case
+from convolutions import CASES, FORMS, case, last
+from tiles import case as paste_case
 from torch import Tensor
 
 from sdsgsm_fast import _native_cpu, ops
@@ -20,12 +21,6 @@ from sdsgsm_fast.engine.layer import Layer, written
 from sdsgsm_fast.kernels import native
 from sdsgsm_fast.kernels.calls import Paste
 
-CASES = [  # batch, channels, outputs, height, width, padding
-    (1, 1, 1, 3, 3, (0, 0)), (2, 5, 7, 9, 8, (1, 1)), (3, 33, 70, 8, 11, (0, 0)),
-    (1, 64, 64, 4, 4, (2, 1)), (2, 40, 129, 7, 5, (0, 1)), (5, 15, 31, 6, 3, (1, 0)),
-    (1, 600, 65, 5, 6, (1, 1)), (7, 17, 96, 13, 4, (0, 0)), (2, 3, 16, 1, 1, (1, 1)),
-]  # fmt: skip
-
 
 @pytest.fixture(params=_native_cpu.isas())
 def isa(request: pytest.FixtureRequest) -> Iterator[str]:
@@ -34,8 +29,6 @@ def isa(request: pytest.FixtureRequest) -> Iterator[str]:
     yield request.param
     _native_cpu.use_isa(before)
 
-
-FORMS = [(tile, stride) for stride, tiles in winograd.TILES.items() for tile in tiles]
 
 # Every instruction set, and those products of bfloat16 that the last one may have.
 KINDS = [(name, torch.float32) for name in _native_cpu.isas()]
@@ -49,19 +42,6 @@ def dtype(request: pytest.FixtureRequest) -> Iterator[torch.dtype]:
     _native_cpu.use_isa(name)
     yield kind
     _native_cpu.use_isa(before)
-
-
-def last(x: Tensor) -> Tensor:
-    return x.contiguous(memory_format=torch.channels_last)
-
-
-def case(number: int, stride: int = 1) -> tuple[Tensor, Tensor, Tensor, Tensor, tuple[int, int]]:
-    batch, channels, outputs, height, width, padding = CASES[number]
-    x = last(torch.randn(batch, channels, height, width))
-    weight = torch.randn(outputs, channels, 3, 3) / math.sqrt(9 * channels)
-    rows, cols = ((n + 2 * p - 3) // stride + 1 for n, p in zip((height, width), padding, strict=True))
-    shape = (batch, outputs, rows, cols)
-    return x, weight, torch.randn(outputs), last(torch.randn(shape)), padding
 
 
 @pytest.mark.parametrize(("tile", "stride"), FORMS)

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_kernels import DTYPES, SHAPES, given, run, settings, ulp
 from torch import Tensor
+from updates import DTYPES, SHAPES, given, run, settings, ulp
 
 from sdsgsm_fast import ops
 from sdsgsm_fast.common.windows import Windows
