@@ -1,6 +1,6 @@
 # make demo   attack the embedded classifier: table, JSON and figure in ./sdsgsm-demo
 # make test   ruff, mypy and the tests, also as on a CPU with AVX2 alone
-# make test-all   the same, builds with real compilers and long fuzzing included
+# make test-all   every test, builds with real compilers included, for three instruction sets
 # make bench  the benchmarks of kernels, occlusion and attacks on this machine, an hour
 # All start from a fresh clone: they make .venv, install the pinned versions and build the kernels.
 

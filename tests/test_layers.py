@@ -89,3 +89,26 @@ def test_no_module_imports_itself_by_way_of_others() -> None:
 
 def test_every_top_name_has_a_layer() -> None:
     assert {top(path.parts) for path in FILES} - set(ENTRIES) == set(RANK)
+
+
+LONGEST = 60  # lines of a function, its docstring aside
+
+
+@pytest.mark.parametrize("path", FILES, ids=str)
+def test_functions_are_short(path: Path) -> None:
+    for node in ast.walk(ast.parse((PACKAGE / path).read_text())):
+        if isinstance(node, ast.FunctionDef):
+            first = node.body[0]
+            documented = isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant)
+            assert node.end_lineno is not None
+            assert first.end_lineno is not None
+            docstring = first.end_lineno - first.lineno + 1 if documented else 0
+            assert node.end_lineno - node.lineno + 1 - docstring <= LONGEST, node.name
+
+
+@pytest.mark.parametrize("path", sorted(Path(__file__).parent.rglob("test_*.py")), ids=lambda p: p.name)
+def test_no_test_module_imports_another(path: Path) -> None:
+    for node in ast.walk(ast.parse(path.read_text())):
+        names = [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+        names += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+        assert not [name for name in names if name.startswith("test_")]
