@@ -18,7 +18,7 @@ from ..model.classifier import Classifier
 from .dense import DenseRunner
 
 Undecided = Callable[[Tensor, Tensor], Tensor]
-"""``needed(scores, doubt)``, (B, windows) each → the windows whose doubt leaves a question open."""
+"""``undecided(scores, error)``, (B, windows) each → the windows whose error leaves the domain open."""
 
 SAMPLE = 0.1  # share of the windows that is re-scored to learn how far bfloat16 is off
 LEAST_SAMPLE = 8
