@@ -195,8 +195,8 @@ def plain(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
             copy = images.clone()
             copy[:, :, y, x] = 0
             scores.append(clean - model(copy).softmax(1)[rows, labels])
-    heights = ops.window_mean(torch.stack(scores, 1), *images.shape[2:], patch=4, backend="reference")
-    domain = decision_domain(heights)
+    sensitivity_map = ops.window_mean(torch.stack(scores, 1), *images.shape[2:], patch=4, backend="reference")
+    domain = decision_domain(sensitivity_map)
     adv, alive = images.clone(), torch.ones_like(labels, dtype=torch.bool)
     for step in range(STEPS + 1):
         leaf = adv.clone().requires_grad_()

@@ -3,7 +3,7 @@
 #
 #   bench/gpu.sh [FILE]     default: bench/results/gpu.json
 #
-# Takes the python3 on PATH (or $PYTHON) with torch, triton, pytest, pybind11 and setuptools
+# Takes the python3 on PATH (or $PYTHON) with torch, triton, pytest, pybind11, setuptools,
 # nvcc and compute-sanitizer; builds in a copy of the tree; installs nothing, downloads nothing. Each step's outcome and seconds go
 # into the file, failures included; the exit status is 1 if a step failed or could not be made.
 set -u

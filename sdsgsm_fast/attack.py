@@ -21,7 +21,7 @@ from .engine import can_be_recorded
 from .kernels import ops
 from .loop import Batch, Flags, Ints, Loop, LoopSettings
 from .model.classifier import Classifier, Model
-from .result import AttackResult, Passes, Verdict
+from .result import AttackResult, Judge, Passes
 from .search import SearchModel, spec_of
 
 
@@ -70,7 +70,7 @@ class _OpenBatch:
     given: Tensor
     skipped: Tensor
     domain_result: DomainResult
-    verdict: Verdict
+    judge: Judge
 
 
 class Attack:
@@ -296,7 +296,7 @@ class Attack:
                     self._model_is_back(open_batches)
                     break
                 images, labels, target = _unpacked(item, device)
-                self._model_is_back(open_batches, but=images)
+                self._model_is_back(open_batches, except_like=images)
                 images = images.clone()  # its owner may fill the next one into the same memory
                 self._check_batch(images, labels, target, None)
                 places = torch.arange(seen, seen + len(images))
@@ -347,28 +347,28 @@ class Attack:
         exact = given.to(compute_dtype(given)).as_subclass(Tensor)
         labels = labels.clone().long().as_subclass(Tensor)
         target = None if target is None else target.clone().long().as_subclass(Tensor)
-        verdict = Verdict(self.classifier, labels, target)
+        judge = Judge(self.classifier, labels, target)
         if not len(exact):
             nothing = DomainResult(exact.new_empty((0, *exact.shape[2:])))
-            return self._prepared(exact, given, verdict, places, nothing, labels == labels, None, 0)
+            return self._open_batch(exact, given, judge, places, nothing, labels == labels, None, 0)
         self._prepare_model(exact)
         self.search.use(exact)
         before = self.classifier.forwards
-        clean, asked = self._evaluate_clean(exact, labels, target)
+        clean, verdict_passes = self._evaluate_clean(exact, labels, target)
         domain_result = compute_domain(
             self.domain, clean,
             backend=self.backend, max_memory=self.max_memory, progress=self.progress,
         )  # fmt: skip
-        again = 0 if domain_result.rescored is None else domain_result.rescored
-        apart = asked + again
-        common = self.classifier.forwards - before - int(apart.sum())
-        forward = math.ceil(common / len(exact)) + apart
+        rescored_windows = 0 if domain_result.rescored is None else domain_result.rescored
+        own_passes = verdict_passes + rescored_windows
+        shared_passes = self.classifier.forwards - before - int(own_passes.sum())
+        forward = math.ceil(shared_passes / len(exact)) + own_passes
         correct = clean.predicted == labels
         grad = None if self.random_start else clean.grad
-        return self._prepared(exact, given, verdict, places, domain_result, correct, grad, forward)
+        return self._open_batch(exact, given, judge, places, domain_result, correct, grad, forward)
 
-    def _prepared(
-        self, images: Tensor, given: Tensor, verdict: Verdict, places: Tensor, domain_result: DomainResult,
+    def _open_batch(
+        self, images: Tensor, given: Tensor, judge: Judge, places: Tensor, domain_result: DomainResult,
         correct: Tensor, grad: Tensor | None, forward: int | Tensor,
     ) -> _OpenBatch:  # fmt: skip
         """Put together what the loop takes."""
@@ -376,13 +376,13 @@ class Attack:
         by_gradient = isinstance(self.domain, Gradient)
         none = torch.zeros(len(images), dtype=torch.int64)
         batch = Batch(
-            images, verdict.labels, verdict.target, None if self.domain is None else domain_result.domain,
+            images, judge.labels, judge.target, None if self.domain is None else domain_result.domain,
             _on(images, self.eps), _on(images, self.alpha), _on(images, self.background), grad,
             places.cpu().long().numpy(), (correct & moves).cpu().numpy(),
             (none + torch.as_tensor(forward).cpu()).numpy(), (none + by_gradient).numpy(),
             shared=by_gradient,
         )  # fmt: skip
-        return _OpenBatch(batch, given, ~correct, domain_result, verdict)
+        return _OpenBatch(batch, given, ~correct, domain_result, judge)
 
     def _result(self, p: _OpenBatch) -> AttackResult:
         """Everything that was found out about a batch."""
@@ -395,7 +395,7 @@ class Attack:
             adv=b.adv, success=on_device(b.success), skipped=p.skipped, updates=on_device(b.updates),
             domain=p.domain_result.domain, scores=p.domain_result.scores, rescored=p.domain_result.rescored,
             passes=Passes(on_device(b.forward), on_device(b.backward)), index=on_device(b.places.copy()),
-            images=b.images, bounds=self.bounds, judge=p.verdict,
+            images=b.images, bounds=self.bounds, judge=p.judge,
         )  # fmt: skip
         return result if p.given.dtype == b.images.dtype else _narrowed(result, p.given)
 
@@ -403,15 +403,15 @@ class Attack:
         """Have the model ready for a search with images like these."""
         self.search.prepare(images, backend=self.backend, updates=self.steps * self.restarts)
 
-    def _model_is_back(self, open_batches: list[_OpenBatch], but: Tensor | None = None) -> None:
+    def _model_is_back(self, open_batches: list[_OpenBatch], except_like: Tensor | None = None) -> None:
         """Look at the model again after it was in its owner's hands.
 
-        Not for images like `but`, which are prepared for anyway.
+        Images like `except_like` are left to `_prepare`, which follows.
         """
         batches = [p.batch.images for p in open_batches if p.batch.left]
-        if but is not None:
-            batches = [images for images in batches if spec_of(images) != spec_of(but)]
-        prepared = self.search.prepared(batches)
+        if except_like is not None:
+            batches = [images for images in batches if spec_of(images) != spec_of(except_like)]
+        prepared = self.search.with_surrogate(batches)
         if prepared:
             with self._working():
                 for images in prepared:
@@ -436,25 +436,25 @@ class Attack:
                     raise
                 size //= 2
                 self.classifier.forwards = forwards
-        logits, grads, asked = (list(x) for x in zip(*found, strict=True))
+        logits, grads, verdict_passes = (list(x) for x in zip(*found, strict=True))
         grad = torch.cat(grads) if needs_grad else None
         clean = CleanBatch(self.classifier, images, labels, target, torch.cat(logits), grad)
-        return clean, torch.cat(asked)
+        return clean, torch.cat(verdict_passes)
 
     def _evaluate(
         self, images: Tensor, labels: Tensor, target: Tensor | None, needs_grad: bool
     ) -> tuple[Tensor, Tensor | None, Tensor]:
         none = torch.zeros(len(images), dtype=torch.int64, device=images.device)
-        traced = self.classifier.trace(images, search=True) if needs_grad else None
-        logits, asked = self._verdicts(images, None if traced is None else traced[0].detach())
+        passed = self.classifier.logits_and_leaf(images, search=True) if needs_grad else None
+        logits, verdict_passes = self._verdicts(images, None if passed is None else passed[0].detach())
         checks.classes_in_range("labels", labels, logits.shape[1])
         if target is not None:
             checks.classes_in_range("target", target, logits.shape[1])
-        if traced is None:
-            return logits, None, none + asked
+        if passed is None:
+            return logits, None, none + verdict_passes
         with torch.enable_grad():
-            loss = losses.loss(self.loss, traced[0], labels, target)
-        return logits, self.classifier.gradient(loss, traced[1]), none + asked
+            loss = losses.loss(self.loss, passed[0], labels, target)
+        return logits, self.classifier.gradient(loss, passed[1]), none + verdict_passes
 
     def _verdicts(self, images: Tensor, found: Tensor | None) -> tuple[Tensor, Tensor | int]:
         """Logits of which the largest is the model's own, given those of a search."""
@@ -466,12 +466,12 @@ class Attack:
         if precise or found is None or sure is None or not sure.any():
             logits, passes = self.classifier.verdicts(images)
             return logits, passes - 1
-        apart = (~sure).long()
-        if bool(apart.any()):
+        own_passes = (~sure).long()
+        if bool(own_passes.any()):
             found = found.to(compute_dtype(found)).clone()
-            logits, apart[~sure] = self.classifier.verdicts(images[~sure])
+            logits, own_passes[~sure] = self.classifier.verdicts(images[~sure])
             found[~sure] = logits.to(found.dtype)
-        return found, apart
+        return found, own_passes
 
     def _check_settings(self) -> None:
         checks.integer("steps", self.steps, 1)

@@ -1,4 +1,4 @@
-"""Decision-dependent domains: which pixels get most of the budget. METHOD.md, section 1."""
+"""Decision-dependent domains: which pixels may change by the full ε. METHOD.md, section 1."""
 
 from __future__ import annotations
 
@@ -155,7 +155,7 @@ def _check_rule(rule: str, coverage: float, threshold: float) -> None:
 
 @dataclass(frozen=True)
 class UndecidedWindows:
-    """Which windows' exact scores a domain needs, given how far each score may be off."""
+    """Says which windows' exact scores decide a domain, given how far each score may be off."""
 
     windows: Windows
     rule: str
@@ -163,16 +163,16 @@ class UndecidedWindows:
     threshold: float
     backend: str
 
-    def heights(self, scores: Tensor) -> Tensor:
+    def sensitivity_map(self, scores: Tensor) -> Tensor:
         """Equation 2, (B, H, W)."""
         w = self.windows
         return ops.window_mean(scores, w.height, w.width, patch=w.patch, stride=w.stride, backend=self.backend)
 
     def __call__(self, scores: Tensor, doubt: Tensor) -> Tensor:
         """Windows in doubt over a pixel whose place the doubt leaves open, (B, windows) bool."""
-        heights, off = self.heights(scores).flatten(1), self.heights(doubt).flatten(1)
+        sensitivity_map, off = self.sensitivity_map(scores).flatten(1), self.sensitivity_map(doubt).flatten(1)
         open_ = self._near_top if self.rule == "top" else self._near_threshold
-        pixels = open_(heights - off, heights + off).view(-1, self.windows.height, self.windows.width)
+        pixels = open_(sensitivity_map - off, sensitivity_map + off).view(-1, self.windows.height, self.windows.width)
         return self._covering(pixels) & (doubt > 0)
 
     def _near_top(self, low: Tensor, high: Tensor) -> Tensor:
@@ -282,7 +282,7 @@ class Occlusion:
             undecided=undecided if self.rule in ("top", "threshold") else None,
         )  # fmt: skip
         domain = decision_domain(
-            undecided.heights(found.scores), rule=self.rule, coverage=self.coverage,
+            undecided.sensitivity_map(found.scores), rule=self.rule, coverage=self.coverage,
             threshold=self.threshold, flips=found.flips, patch=self.patch, stride=self.stride,
         )  # fmt: skip
         return DomainResult(domain, found.scores, found.rescored)
@@ -314,7 +314,7 @@ class Gradient:
     def __call__(self, classifier: Classifier, images: Tensor, labels: Tensor) -> Tensor:
         """Domain (B, H, W) of images (B, C, H, W) from the cross-entropy of `labels` (B,)."""
         with classifier.frozen():
-            logits, leaf = classifier.trace(images, search=True)
+            logits, leaf = classifier.logits_and_leaf(images, search=True)
             grad = classifier.gradient(losses.loss("ce", logits, labels, None), leaf)
         checks.finite_gradient(grad)
         return self.of(grad)

@@ -26,7 +26,7 @@ SLOT = np.dtype(
 """What the host keeps of a slot: its image's batch, row and place, and counts."""
 
 SLOT_DATA = ("images", "labels", "target", "domain", "eps", "alpha", "background")
-"""What a slot holds of its image, where it is a tensor; "adv" and "momentum" besides."""
+"""Tensors that a slot has of its batch; besides these it has "adv" and, with decay, "momentum"."""
 
 
 @dataclass
@@ -46,13 +46,13 @@ class Batch:
     places
         (B,) the images' places in their data set.
     shared
-        Whether `backward` has that gradient's pass already.
+        Whether the pass that gave `grad` is in `backward` already (`Gradient` domains).
     todo
         (B,) bool, the images to be attacked.
     forward, backward
         (B,) passes so far; the loop adds its own.
     adv, success, updates
-        The result of each image once it is done; before that, of an attack that does nothing.
+        The result of each image: the clean one, False and 0 until it is done.
     waiting
         Rows that have had no slot yet.
     left
@@ -146,7 +146,7 @@ class Loop:
         return bool(self.queue or len(self.used))
 
     def step(self) -> None:
-        """Let images into free slots, update all once, and see who is done."""
+        """Fill free slots and update, evaluate all slots, and retire who is done."""
         self._fill()
         self.model.use(self.slot_data["images"])
         success, grad = self._evaluate_slots()
@@ -267,13 +267,13 @@ class Loop:
                 self.chunk = (slots.stop - at) // 2
                 self.used["forward"][slots] = forward
                 continue
-            # Where a part has none nobody asks for it; something of its size takes the place.
+            # A part whose images are all done has no gradient; any tensor of its size takes the place.
             grads.append(self.slot_data["adv"][slots] if grad is None else grad)
             at = slots.stop
         return success, torch.cat(grads) if len(grads) > 1 else grads[0]
 
     def _pass(self, slots: slice) -> tuple[Flags, Tensor | None]:
-        """Look at some slots; there is no gradient where nobody needs one."""
+        """Who of some slots has succeeded, and the gradient; None where all are done."""
         adv, labels = self.slot_data["adv"][slots], self.slot_data["labels"][slots]
         target, used = self._of("target", slots), self.used[slots]
         last = used["updates"] == self.settings.steps

@@ -18,7 +18,7 @@ def fooled(logits: Tensor, labels: Tensor, target: Tensor | None) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Verdict:
+class Judge:
     """The model's verdict, in its own precision, on versions of a batch's images."""
 
     classifier: Classifier
@@ -92,7 +92,7 @@ class AttackResult:
     index: Tensor
     images: Tensor
     bounds: tuple[float, float]
-    judge: Verdict
+    judge: Judge
 
     def __repr__(self) -> str:
         """Say in a line what came out."""

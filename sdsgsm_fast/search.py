@@ -17,8 +17,8 @@ from .engine import GraphedFunction, Surrogate, prepare_surrogate
 from .model.classifier import Classifier
 from .model.precision import bfloat16_pays
 
-SPECS = 8  # of images, for which surrogates are kept
-LEAST_UPDATES = 4  # of an image, for which a trace is worth its time
+MOST_SURROGATES = 8  # kept, one for each spec of images
+LEAST_UPDATES = 4  # of an image; for fewer a trace costs more than it saves
 
 
 class SearchModel:
@@ -47,7 +47,7 @@ class SearchModel:
         `updates` are the most that an image gets: few are not worth a trace.
         """
         spec = spec_of(images)
-        found = self._prepared(images, backend, updates, self._surrogates.pop(spec, None))
+        found = self._surrogate_of(images, backend, updates, self._surrogates.pop(spec, None))
         if found is not None:
             self._surrogates[spec] = found
         elif self.cuda_graphs:
@@ -56,10 +56,10 @@ class SearchModel:
                 f"is not in float32, or has fewer than {LEAST_UPDATES} updates",
                 stacklevel=2,
             )
-        self._surrogates = dict(list(self._surrogates.items())[-SPECS:])
+        self._surrogates = dict(list(self._surrogates.items())[-MOST_SURROGATES:])
         self._graphs = {k: v for k, v in self._graphs.items() if k in self._surrogates}
 
-    def _prepared(self, images: Tensor, backend: str, updates: int, known: Surrogate | None) -> Surrogate | None:
+    def _surrogate_of(self, images: Tensor, backend: str, updates: int, known: Surrogate | None) -> Surrogate | None:
         dtype, precision = self.classifier.input_dtype(images), self.classifier.precision
         worthwhile = updates >= LEAST_UPDATES or precision != "auto"
         if dtype != torch.float32 or precision == "float32" or not worthwhile:
@@ -67,8 +67,8 @@ class SearchModel:
         reduced = precision == "bfloat16" or bfloat16_pays(images.device)
         return prepare_surrogate(self.classifier, images, torch.bfloat16 if reduced else dtype, backend, known)
 
-    def prepared(self, batches: Iterable[Tensor]) -> list[Tensor]:
-        """Those of some images for whose spec there is a surrogate, one for each spec."""
+    def with_surrogate(self, batches: Iterable[Tensor]) -> list[Tensor]:
+        """One batch of each spec that has a surrogate."""
         specs = {spec_of(images): images for images in batches}
         return [images for spec, images in specs.items() if spec in self._surrogates]
 
@@ -78,14 +78,14 @@ class SearchModel:
 
     def use(self, images: Tensor) -> None:
         """Let the classifier search with the surrogate for images like these."""
-        self.classifier.search = self.surrogate_for(images)
+        self.classifier.surrogate = self.surrogate_for(images)
 
     def graphs_for(self, images: Tensor, loss: str) -> GraphedFunction | None:
         """CUDA graphs of the passes with images like these; None without."""
         surrogate, spec = self.surrogate_for(images), spec_of(images)
         if surrogate is None or not self.cuda_graphs:
             return None
-        # All that a graph holds on to; the constants are the same objects while they are equal.
+        # What a graph reads by address; mean and std are the same tensors while they are equal.
         held = surrogate, loss, *self.classifier.normalisation(images)
         known = self._graphs.get(spec)
         if known is None or any(a is not b for a, b in zip(known[0], held, strict=True)):
@@ -106,7 +106,7 @@ class SearchModel:
             logits, grad = captured(adv, labels, *(() if target is None else (target,)))
             return logits, lambda _: grad
         # The model itself always meets the same layout, which its rounding may depend on.
-        given = adv.contiguous() if self.classifier.search is None else adv
+        given = adv.contiguous() if self.classifier.surrogate is None else adv
         logits, leaf, values = loss_of(self.classifier, loss, given, labels, target)
         if adv.is_cuda:  # queued before anybody waits for a verdict
             known = self.classifier.gradient(values, leaf)
@@ -137,7 +137,7 @@ def loss_of(
     classifier: Classifier, loss: str, images: Tensor, labels: Tensor, target: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Logits of images in a search, the leaf to differentiate for, and each image's loss."""
-    logits, leaf = classifier.trace(images, search=True)
+    logits, leaf = classifier.logits_and_leaf(images, search=True)
     with torch.enable_grad():
         return logits, leaf, losses.loss(loss, logits, labels, target)
 

@@ -2,7 +2,8 @@
 
 A pass may leave things anywhere: on the model, in a global cache, in another library's table. Here
 all of that is compared and nothing is written to. Objects are read by the built-in types' own
-methods, so that no code of another class runs.
+methods, so that no code of another class runs. The same comparison tells `cache` and `surrogate`
+whether a model that was prepared is still the same.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ Named = tuple[str, Any]
 
 
 class State:
-    """Everything that a model's code can reach, and what each part of it holds.
+    """What a model's code can reach, and what each part of it holds.
 
     The walk starts at the model. It follows attributes, containers, closures, the globals that a
     function names, also in modules, and the attributes of classes by the names in all that code.
@@ -112,7 +113,7 @@ class _Walk:
         self.functions: set[int] = set()
         self.compiled = False
         self._words = set(ENTRIES)  # that occur in the code
-        self._spaces: dict[int, tuple[str, Any]] = {}  # classes, searched by word
+        self._spaces: dict[int, tuple[str, Any]] = {}  # classes, of which the names in the code are read
         self._weights: set[int] = set()  # the modules' dictionaries of tensors
         self._slots: dict[type, list[Any]] = {}
         self._kinds: dict[type, Callable[[str, Any], None] | None] = {}
@@ -131,7 +132,7 @@ class _Walk:
                 continue
             kind = type(value)
             if kind not in self._kinds:
-                self._kinds[kind] = self._way_into(kind)
+                self._kinds[kind] = self._reader_for(kind)
             look = self._kinds[kind]
             if look is not None:
                 look(name, value)
@@ -145,7 +146,7 @@ class _Walk:
             self._note(space, name, list(found.values()))
             self._waiting += [(f"{name}.{k}", v) for k, v in found.items()]
 
-    def _way_into(self, kind: type) -> Callable[[str, Any], None] | None:
+    def _reader_for(self, kind: type) -> Callable[[str, Any], None] | None:
         """How to look into objects of a class; None for those that are compared as a whole."""
         if issubclass(kind, CONTAINERS):
             return self._container

@@ -15,7 +15,7 @@ from .network import Network
 from .state import State
 from .trace import trace
 
-GRADIENT = {torch.float32: 0.02, torch.bfloat16: 0.5}  # of the gradient, by its norm
+GRADIENT_TOLERANCE = {torch.float32: 0.02, torch.bfloat16: 0.5}  # largest error of the gradient, by its norm
 
 
 class CompiledModel:
@@ -47,7 +47,7 @@ class CompiledModel:
 
 
 class Surrogate(CompiledModel):
-    """Stands in for a model where a search asks for logits, and differentiates like it.
+    """Gives a search logits in a model's place, and differentiates like it.
 
     Parameters
     ----------
@@ -80,7 +80,10 @@ class Surrogate(CompiledModel):
         self.state = State(classifier.model)
 
     def current(self, classifier: Classifier) -> bool:
-        """Whether neither weights nor objects of the model have changed since."""
+        """Whether the model reaches the same objects, its tensors not written to.
+
+        Writes through ``.data`` do not show here, but in `agrees`.
+        """
         return self.state.same(State(classifier.model))
 
     def agrees(self, classifier: Classifier, images: Tensor) -> bool:
@@ -91,7 +94,7 @@ class Surrogate(CompiledModel):
         """
         forwards, noise = classifier.forwards, noise_like(images)
         try:
-            logits, leaf = classifier.trace(noise)
+            logits, leaf = classifier.logits_and_leaf(noise)
             if _has_functions(logits.grad_fn):
                 return False
             with torch.enable_grad():
@@ -105,7 +108,7 @@ class Surrogate(CompiledModel):
             classifier.forwards = forwards
         near = logits_agree(found, logits, self.dtype)
         near = near and logits_agree(strict, logits, logits.dtype)
-        alike = (grad - own).norm() <= GRADIENT[self.dtype] * own.norm()
+        alike = (grad - own).norm() <= GRADIENT_TOLERANCE[self.dtype] * own.norm()
         return near and bool(alike)
 
 
@@ -121,8 +124,8 @@ def prepare_surrogate(
         same = known is not None and (known.dtype, known.backend) == (dtype, backend)
         if known and same and known.current(classifier) and known.agrees(classifier, images):
             return known
-        search = Surrogate(classifier, images, dtype, backend)
-        return search if search.agrees(classifier, images) else None
+        fresh = Surrogate(classifier, images, dtype, backend)
+        return fresh if fresh.agrees(classifier, images) else None
     except Exception:  # whatever it stumbles over, the model itself runs
         return None
 

@@ -171,7 +171,7 @@ class Graph:
 
 
 def trace(classifier: Classifier, images: Tensor, *, differentiable: bool = False) -> Graph:
-    """Record what the model does with inputs of the images' size, without running it on data.
+    """Record what the model does with inputs of the images' size.
 
     Before that an ordinary pass on one image of noise, which is not counted, tells whether the
     model leaves anything behind that is not its own: such a model is never run without data.
@@ -231,12 +231,12 @@ def _watched(model: Any, inputs: Tensor, differentiable: bool) -> State:
         try:
             model(_input(inputs, differentiable))
         except Exception as error:
-            raise TraceError(_told("input: the model cannot run", error)) from error
+            raise TraceError(_reason("input: the model cannot run", error)) from error
 
     return check_effects(model, run)
 
 
-def _told(what: str, error: Exception) -> str:
+def _reason(what: str, error: Exception) -> str:
     text = (str(error).splitlines() or [""])[0]
     return f"{what} ({type(error).__name__}: {text})"
 
@@ -256,13 +256,13 @@ def _record(model: Any, inputs: Tensor, device: torch.device, differentiable: bo
     random = torch.get_rng_state()
     own = OwnState(model)
     try:
-        with recorder, _Wholes(recorder):
+        with recorder, _RecordWhole(recorder):
             output = model(inputs)
     except TraceError:
         raise
     except Exception as error:  # whatever the model raises, it cannot be traced
         what = f"{recorder.last}: the model cannot run without data"
-        raise TraceError(_told(what, error)) from error
+        raise TraceError(_reason(what, error)) from error
     finally:
         own.restore()
     logits = output if isinstance(output, Tensor) else getattr(output, "logits", None)
@@ -273,7 +273,7 @@ def _record(model: Any, inputs: Tensor, device: torch.device, differentiable: bo
         raise TraceError("output: the model draws random numbers")
     if differentiable and any(t._backward_hooks for t in recorder.tensors()):
         raise TraceError("output: a hook may change the gradient")
-    return _alive(Graph(recorder.nodes, recorder.value_of(logits)))
+    return _without_unread(Graph(recorder.nodes, recorder.value_of(logits)))
 
 
 class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -420,7 +420,7 @@ def _attention_of(op: Any, query: Tensor, key: Tensor, value: Tensor, *args: Any
     return _Attention.apply(query, key, value)  # type: ignore[no-untyped-call]
 
 
-class _Wholes(TorchFunctionMode):
+class _RecordWhole(TorchFunctionMode):
     """Has the functions of `WHOLE` recorded as they are called."""
 
     def __init__(self, recorder: _Recorder) -> None:
@@ -488,7 +488,7 @@ def _is_meta(device: Any) -> bool:
     return device is not None and torch.device(device).type == "meta"
 
 
-def _alive(graph: Graph) -> Graph:
+def _without_unread(graph: Graph) -> Graph:
     """The graph without the operations whose results nobody reads."""
     wanted, kept = {0, graph.output.node}, []
     for k in reversed(range(len(graph.nodes))):

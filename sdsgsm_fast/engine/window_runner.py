@@ -35,9 +35,9 @@ SCRATCH = 1.25  # what libraries take on top of the maps, as a factor
 
 # Floating-point operations in the time that a byte takes to move.
 FLOPS_PER_BYTE = {"cpu": 20.0, "cuda": 100.0}  # the second is not measured
-PART_COST = 3e8  # operations in the time that one more batch takes to set up
+PART_COST = 3e8  # operations that take as long as setting up one more part
 LEAST_PART = {"cpu": 64, "cuda": 512}  # windows of a batch; the second is not measured
-CHECKED = 2  # images
+CHECKED = 2  # clean images whose logits are compared before kept plans are used
 WORTHWHILE = 0.9  # the cost of an incremental plan as a share of the dense one's
 
 
@@ -135,10 +135,10 @@ class WindowRunner:
         # Whatever the batch: an image's passes must not depend on the others.
         if method == "auto" and together.cost > WORTHWHILE * dense.cost:
             return [[dense]]
-        several = (planner.split(n) for n in (2, 3, 4) if self._least(n, len(self.images)))
+        several = (planner.split(n) for n in (2, 3, 4) if self._large_enough(n, len(self.images)))
         return [one, *several]
 
-    def _least(self, classes: int, images: float) -> bool:
+    def _large_enough(self, classes: int, images: float) -> bool:
         """Whether the smallest part of so many images' windows is large enough."""
         least = LEAST_PART.get(self.images.device.type, LEAST_PART["cpu"])
         smallest = (self.windows.rows // classes) * (self.windows.cols // classes)
@@ -150,7 +150,7 @@ class WindowRunner:
         def cost(k: int) -> float:
             plans = self.choices[k]
             total = sum(len(p.rows) * len(p.cols) * p.cost for p in plans) / len(self.windows)
-            enough = k == 0 or self._least(k + 1, count / len(self.windows))
+            enough = k == 0 or self._large_enough(k + 1, count / len(self.windows))
             return total + PART_COST * len(plans) / count if enough else math.inf
 
         best = min(range(len(self.choices)), key=cost)
@@ -159,7 +159,7 @@ class WindowRunner:
         return self.parts[best]
 
     def _part(self, plan: Plan) -> _Part:
-        """A plan made ready, and who its windows are."""
+        """A plan made ready, and the windows that belong to it."""
         window = max(1, int(plan.elements() * self.network.dtype.itemsize * SCRATCH))
         chunk = max(1, self._chunk_limit(window))
         rows, cols = (torch.full((n,), -1, dtype=torch.int32) for n in (self.windows.rows, self.windows.cols))
@@ -169,7 +169,7 @@ class WindowRunner:
         device = self.images.device
         return _Part(runner, rows.to(device), cols.to(device), chunk)
 
-    def agrees(self) -> bool:
+    def agrees_on_noise(self) -> bool:
         """Whether the replay gives the model's own logits for an image of noise.
 
         One window of it is zeroed out, at the bottom and half-way along. The passes that this takes
@@ -192,7 +192,7 @@ class WindowRunner:
         self.classifier.forwards = forwards
         return logits_agree(found, expected, expected.dtype)
 
-    def gives(self, clean: Tensor) -> bool:
+    def agrees_on_clean(self, clean: Tensor) -> bool:
         """Whether the replay gives these logits (B, K) for the first images as they are.
 
         The pass that this takes is counted if its maps are used.
@@ -299,7 +299,7 @@ class WindowRunner:
         return self.classifier.inputs(pixel).flatten()
 
     def _budget(self) -> int | None:
-        """Bytes that may be taken; None for what the cache likes."""
+        """Bytes that may be taken; None for what suits the CPU's cache."""
         if self.max_memory is None and self.images.is_cuda:
             return int(CUDA_SHARE * torch.cuda.mem_get_info(self.images.device)[0])
         return self.max_memory
@@ -331,11 +331,11 @@ class WindowRunner:
 
 
 _PLANS: PlanCache[WindowPlans] = PlanCache()
-"""The last model's, for the next batch of images."""
+"""Plans of the last model, for its next batch."""
 
 
 class CompiledWindows:
-    """A model made ready to give the logits of zeroed-out copies, in each precision when needed.
+    """A model made ready for zeroed-out copies: in its own precision, in bfloat16 when asked.
 
     Parameters
     ----------
@@ -369,7 +369,7 @@ class CompiledWindows:
     ) -> None:
         self.classifier, self.images, self.windows, self.fill = classifier, images, windows, fill
         self.method, self.backend, self.max_memory = method, backend, max_memory
-        self._plans = self._prepared()
+        self._plans = self._plans_of_model()
         self._runners: dict[bool, WindowRunner] = {}
         self._check(clean)
 
@@ -387,7 +387,7 @@ class CompiledWindows:
             )  # fmt: skip
         return self._runners[reduced]
 
-    def _prepared(self) -> WindowPlans:
+    def _plans_of_model(self) -> WindowPlans:
         """The last model's plans again if it has not changed since, else those of this one."""
         classifier, images = self.classifier, self.images
         fill = checks.per_channel("fill", self.fill, images.shape[1])
@@ -410,7 +410,7 @@ class CompiledWindows:
     def _check(self, clean: Tensor) -> None:
         """Compare a zeroed-out copy the first time, after that the clean images."""
         exact, plans = self.runner(reduced=False), self._plans
-        if not (exact.gives(clean) if plans.agreed else exact.agrees()):
+        if not (exact.agrees_on_clean(clean) if plans.agreed else exact.agrees_on_noise()):
             _PLANS.drop()
             raise TraceError("the replayed logits are not the model's")
         plans.agreed = True

@@ -1,6 +1,6 @@
 """Every operation of METHOD.md in plain PyTorch: the definition the kernels are measured against.
 
-A backend is three functions that fill outputs, which `operators` has allocated, from checked
+A backend is four functions that fill outputs, which `operators` has allocated, from checked
 arguments.
 """
 

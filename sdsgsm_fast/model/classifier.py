@@ -44,8 +44,8 @@ class Classifier:
     mean, std
         The model's normalisation (x − mean)/std, one value or one a channel; None for none.
     precision
-        "float32" is the model in its own precision. "bfloat16" lets `trace` run under bfloat16
-        autocast where it is called with ``search=True`` and nothing stands in for the model.
+        "float32" is the model in its own precision. "bfloat16" lets `logits_and_leaf` run under bfloat16
+        autocast where it is called with ``search=True`` and there is no surrogate.
         "auto" leaves the choice to whoever searches.
 
     Attributes
@@ -55,9 +55,9 @@ class Classifier:
     forwards : int
         Images that have passed through the model since construction, zeroed-out copies included.
     reduced : bool
-        Whether a search without a stand-in runs under bfloat16 autocast.
-    search : callable or None
-        Stands in for the model in a search; see `engine.surrogate.Surrogate`.
+        Whether a search without a surrogate runs under bfloat16 autocast.
+    surrogate : callable or None
+        The surrogate that a search asks; see `engine.surrogate.Surrogate`.
     """
 
     def __init__(
@@ -76,14 +76,14 @@ class Classifier:
         self.std = _numbers(std)
         self.precision = precision
         self.reduced = precision == "bfloat16"
-        self.search: SurrogateModel | None = None
+        self.surrogate: SurrogateModel | None = None
         self.forwards = 0
         self._constants: dict[Any, tuple[Tensor, Tensor]] = {}  # mean and std, on a device
         self._overwrites: bool | None = None  # its input; unknown before the first pass
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leave out the stand-in, which belongs to one attack, and what is on a device."""
-        return vars(self) | {"search": None, "_constants": {}}
+        """Leave out the surrogate, which belongs to one attack, and what is on a device."""
+        return vars(self) | {"surrogate": None, "_constants": {}}
 
     @property
     def module(self) -> nn.Module | None:
@@ -198,29 +198,29 @@ class Classifier:
         """Logits (B, K) of images in their bounds, without gradient."""
         return self.forward(self.inputs(images), reduced=reduced)
 
-    def trace(self, images: Tensor, *, search: bool = False) -> tuple[Tensor, Tensor]:
+    def logits_and_leaf(self, images: Tensor, *, search: bool = False) -> tuple[Tensor, Tensor]:
         """Logits of images in their bounds and the leaf that `gradient` differentiates for."""
         with torch.enable_grad():
             leaf = images.detach().requires_grad_()
-            if search and self.search is not None:
+            if search and self.surrogate is not None:
                 self.forwards += len(leaf)
-                return self.search(self.inputs(leaf)), leaf
+                return self.surrogate(self.inputs(leaf)), leaf
             return self.forward(self.inputs(leaf), reduced=self.reduced and search), leaf
 
     def sure(self, logits: Tensor) -> Tensor | None:
         """Which logits (B, K) of a search decide like the model's own, (B,) bool; None for all."""
-        if self.search is None:
+        if self.surrogate is None:
             return torch.zeros(len(logits), dtype=torch.bool) if self.reduced else None
-        return _beyond(logits, self.search.uncertainty)
+        return _beyond(logits, self.surrogate.uncertainty)
 
     @torch.no_grad()
     def verdicts(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Logits (B, K) that decide like the model's own, and passes that each took, (B,) int64.
 
-        Where something precise stands in for the model, the model is asked where that is in doubt.
+        Where a surrogate is precise (`strict`), the model is asked only where that is in doubt.
         """
         passes = torch.ones(len(images), dtype=torch.int64, device=images.device)
-        strict = None if self.search is None else self.search.strict
+        strict = None if self.surrogate is None else self.surrogate.strict
         if strict is None:
             return self.logits(images.contiguous()), passes
         found = strict(self.inputs(images))
@@ -231,7 +231,7 @@ class Classifier:
         return found, passes + doubtful
 
     def gradient(self, loss: Tensor, leaf: Tensor) -> Tensor:
-        """∇ of a loss (B,), summed over the images, with respect to the images of `trace`.
+        """∇ of a loss (B,), summed over the images, with respect to the images of `logits_and_leaf`.
 
         Raises
         ------

@@ -44,7 +44,7 @@ def score_windows(
 ) -> Scored:
     """Equation 1 for every window; the arguments are those of `scoring.Scorer`.
 
-    With precision "auto" and `undecided`, which says whose exact score a question needs, the windows
+    With precision "auto" and `undecided`, which says which windows' exact scores the domain needs, the windows
     are searched in bfloat16 where that pays, and only the needed ones scored again.
 
     Raises
@@ -63,7 +63,7 @@ def score_windows(
         many = scorer.work >= LEAST_WORK and len(images) >= LEAST_PROBES * PROBE
         if gain >= SURE_GAIN or (gain > 1 and many):
             return scorer.score_in_two_precisions(undecided, probing=gain < SURE_GAIN)
-    return scorer.all(reduced=classifier.reduced)
+    return scorer.score_all(reduced=classifier.reduced)
 
 
 def occlusion_scores(

@@ -18,12 +18,12 @@ from ..model.classifier import Classifier
 from .dense import DenseRunner
 
 Undecided = Callable[[Tensor, Tensor], Tensor]
-"""``undecided(scores, error)``, (B, windows) each → the windows whose error leaves the domain open."""
+"""``undecided(scores, doubt)``, (B, windows) each → the windows whose doubt leaves the domain open."""
 
 SAMPLE = 0.1  # share of the windows that is re-scored to learn how far bfloat16 is off
 LEAST_SAMPLE = 8
 BISECTIONS = 9
-NOISE = 0.1  # of what bfloat16 says apart, up to which it may be off
+NOISE = 0.1  # share of a window's distance from the doubtful ones that bfloat16 may be off by
 SPREADS = 5.0  # standard deviations that bfloat16 is trusted to stay within
 ROUNDING = 4.0  # units that float32 itself may be off by
 ENOUGH = 0.6  # share of the windows from which on all of them are re-scored
@@ -35,7 +35,7 @@ class WindowLogits(Protocol):
     """Gives the logits of windows' zeroed-out copies."""
 
     group: int
-    """Images of which whole maps are computed at once."""
+    """Images that are run together; callers should not ask for more at once."""
 
     def clean_logits(self, first: int, stop: int) -> Tensor:
         """Logits (n, K) of some images as they are."""
@@ -80,7 +80,7 @@ class _ScoreTables:
 
 
 class Scorer:
-    """Scores windows of a batch, each way of running the model prepared when it is first needed.
+    """Scores windows of a batch by the engine, or by the model itself where the engine cannot.
 
     Parameters
     ----------
@@ -132,9 +132,9 @@ class Scorer:
         """Floating-point operations of a whole image; 0 where nobody knows."""
         return 0.0 if self.compiled is None else self.compiled.work
 
-    def all(self, *, reduced: bool) -> Scored:
+    def score_all(self, *, reduced: bool) -> Scored:
         """Score every window in one precision."""
-        tables = self._tables(score_in_two_precisions=False)
+        tables = self._tables(with_evidence=False)
         if reduced:
             self.runner(False).forget()
         size = self.runner(True).group if reduced else len(self.images)
@@ -148,7 +148,7 @@ class Scorer:
         With `probing` the first images tell whether that pays; if it does not, the others are
         scored in full precision at once.
         """
-        tables = self._tables(score_in_two_precisions=True)
+        tables = self._tables(with_evidence=True)
         self.runner(False).forget()
         count, device = len(self.images), self.clean.device
         again = torch.zeros(count, dtype=torch.int64, device=device)
@@ -165,12 +165,12 @@ class Scorer:
             at = rows.stop
         return self._found(tables, again)
 
-    def _tables(self, *, score_in_two_precisions: bool) -> _ScoreTables:
+    def _tables(self, *, with_evidence: bool) -> _ScoreTables:
         """Scores, flips and evidence to be filled in."""
         size = (len(self.images), len(self.windows))
         scores = self.clean.new_empty(size, dtype=losses.exact(self.clean).dtype)
         flips = torch.empty_like(scores, dtype=torch.bool)
-        return _ScoreTables(scores, flips, torch.empty_like(scores) if score_in_two_precisions else None)
+        return _ScoreTables(scores, flips, torch.empty_like(scores) if with_evidence else None)
 
     def _found(self, tables: _ScoreTables, again: Tensor | None = None) -> Scored:
         maps = (len(self.images), self.windows.rows, self.windows.cols)

@@ -68,7 +68,7 @@ def test_a_trace_in_float32_gives_the_verdicts_that_are_clear() -> None:
     assert search.strict.network.dtype == torch.float32
     assert search.strict.uncertainty < 1e-3 < search.uncertainty
     classifier = Classifier(net)
-    classifier.search = search
+    classifier.surrogate = search
     logits, passes = classifier.verdicts(images)
     assert torch.equal(logits.argmax(1), labels)
     assert torch.all(passes == 1)

@@ -273,11 +273,11 @@ def test_a_model_trained_between_results_is_searched_as_it_is() -> None:
     attack = BIM(net, batch_size=4, steps=5, early_stop=False)
     stream = attack.stream(batches)
     next(stream)
-    before = attack.classifier.search
+    before = attack.classifier.surrogate
     with torch.no_grad():
         net[4].weight.copy_(net[4].weight.flip(0))
     rest = next(stream)
-    assert attack.classifier.search is not before
+    assert attack.classifier.surrogate is not before
     late = rest.index >= 12  # these entered a slot after that
     assert torch.equal(rest.success[late], predicted(net, rest.adv[late]) != labels[4:][late])
 

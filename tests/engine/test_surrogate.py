@@ -1,4 +1,4 @@
-"""The traced model as a stand-in: its gradients, when it is taken, and who has the last word."""
+"""The surrogate: its gradients, when it is taken, and who has the last word."""
 
 from __future__ import annotations
 
@@ -87,9 +87,9 @@ def test_logits_and_gradients_are_the_models(name: str, forced: bool, monkeypatc
     classifier = Classifier(net, mean=0.4, std=(0.2, 0.3, 0.25))
     search = Surrogate(classifier, images, torch.float32, "auto")
     assert search.agrees(classifier, images)
-    logits, leaf = classifier.trace(images)
-    classifier.search = search
-    found, mine = classifier.trace(images, search=True)
+    logits, leaf = classifier.logits_and_leaf(images)
+    classifier.surrogate = search
+    found, mine = classifier.logits_and_leaf(images, search=True)
     assert float((found - logits).abs().max()) <= 1e-5 * max(1.0, float(logits.abs().max()))
     grads = [
         classifier.gradient(F.cross_entropy(z, z.argmax(1), reduction="none"), x)
@@ -112,10 +112,10 @@ def test_transformers(kind: str) -> None:
     assert names.count("scaled_dot_product_attention") == expected
     assert "gelu" not in names, "products take it in"
     for count in (1, 6):
-        logits, leaf = classifier.trace(images[:count])
-        classifier.search = search
-        found, mine = classifier.trace(images[:count], search=True)
-        classifier.search = None
+        logits, leaf = classifier.logits_and_leaf(images[:count])
+        classifier.surrogate = search
+        found, mine = classifier.logits_and_leaf(images[:count], search=True)
+        classifier.surrogate = None
         assert torch.allclose(found, logits, atol=1e-5)
         own, grad = (
             classifier.gradient(F.cross_entropy(z, z.argmax(1), reduction="none"), x)
@@ -549,7 +549,7 @@ def test_copies_of_an_attack_trace_for_themselves() -> None:
     assert torch.equal(copy.deepcopy(result).adv, result.adv)
     assert pickle.dumps(attack), "what cannot be pickled raises"
     assert pickle.dumps(result)
-    assert attack.classifier.search is not None
+    assert attack.classifier.surrogate is not None
 
 
 def test_bfloat16_is_searched_by_the_trace_too() -> None:
@@ -557,7 +557,7 @@ def test_bfloat16_is_searched_by_the_trace_too() -> None:
     labels = predicted(net, images)
     attack = BIM(net, eps=0.1, precision="bfloat16")
     result = attack.run(images, labels)
-    assert attack.classifier.search is not None
+    assert attack.classifier.surrogate is not None
     assert torch.equal(result.success, predicted(net, result.adv) != labels)
     strict = BIM(net, eps=0.1, precision="float32").run(images, labels)
     assert abs(int(result.success.sum()) - int(strict.success.sum())) <= 2

@@ -261,7 +261,7 @@ def test_searches_and_streams(precision: str) -> None:
     labels = predicted(net, images)
     attack = SmoothingOnly(net, eps=0.1, steps=8, batch_size=16, precision=precision)
     result = attack.run(images, labels)
-    assert (attack.classifier.search is None) == (precision == "float32")
+    assert (attack.classifier.surrogate is None) == (precision == "float32")
     assert torch.equal(result.success, predicted(net, result.adv) != labels)
     strict = SmoothingOnly(net, eps=0.1, steps=8, precision="float32").run(images, labels)
     assert abs(int(result.success.sum()) - int(strict.success.sum())) <= 2

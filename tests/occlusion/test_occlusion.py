@@ -225,7 +225,7 @@ def test_the_domain_object_is_a_callable_of_its_own() -> None:
 
     net, images = convnet(), torch.rand(2, 3, 16, 16)
     labels = predicted(net, images)
-    heights = occlusion_map(net, images, labels, patch=4, stride=2, score="logit")
+    sensitivity_map = occlusion_map(net, images, labels, patch=4, stride=2, score="logit")
     domain = Occlusion(patch=4, stride=2, score="logit", coverage=0.3)
     found = domain(Classifier(net), images, labels)
-    assert torch.equal(found, decision_domain(heights, coverage=0.3))
+    assert torch.equal(found, decision_domain(sensitivity_map, coverage=0.3))

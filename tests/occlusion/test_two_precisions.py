@@ -41,9 +41,9 @@ def test_the_search_ends_in_the_float32_domain(rule: str, settings: dict[str, An
         SDSGSM(net, precision=precision, **normalisation, **attack).run(images, labels)
         for precision in ("auto", "float32", "bfloat16")
     )
-    heights = ops.window_mean(strict.scores, 32, 32, patch=4, stride=settings.get("stride", 4))
-    cut = torch.where(strict.domain > 0, heights, torch.inf).amin((1, 2), keepdim=True)
-    tied = (heights - cut).abs() < 1e-6  # float32 itself may put them on either side
+    sensitivity_map = ops.window_mean(strict.scores, 32, 32, patch=4, stride=settings.get("stride", 4))
+    cut = torch.where(strict.domain > 0, sensitivity_map, torch.inf).amin((1, 2), keepdim=True)
+    tied = (sensitivity_map - cut).abs() < 1e-6  # float32 itself may put them on either side
     same = ((found.domain == strict.domain) | tied).double().mean()
     assert float(same) >= 0.999
     assert float((rough.domain == strict.domain).double().mean()) < float(same)
@@ -189,7 +189,7 @@ def test_the_question_leaves_nothing_open(rule: str, geometry: Any) -> None:
     def of(values: Tensor) -> Tensor:
         from sdsgsm_fast import decision_domain
 
-        return decision_domain(question.heights(values), rule=rule, coverage=0.3, threshold=0.5)
+        return decision_domain(question.sensitivity_map(values), rule=rule, coverage=0.3, threshold=0.5)
 
     asked = question(scores, doubt)
     assert 0 < float(asked.double().mean()) < 1
