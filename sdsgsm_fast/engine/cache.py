@@ -8,10 +8,11 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
+from types import MethodType
 from typing import Any, Generic, TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from .leaves import mapped
 from .state import State
@@ -56,14 +57,14 @@ class PlanCache(Generic[T]):
         make
             Gets a trace with weights of its own, which do not change with the model's.
         """
-        owner, state = getattr(model, "__self__", model), State(model)
+        owner, state = model.__self__ if type(model) is MethodType else model, State(model)
         held = self._held
         if (
             held is not None
             and held.owner() is owner
             and held.settings == settings
             and held.state.same(state)
-            and all(_same_bits(ref(), copy) for ref, copy in held.weights)
+            and same_bits(held.weights)
         ):
             return held.made
         traced = graph()  # may raise
@@ -72,7 +73,7 @@ class PlanCache(Generic[T]):
             reference = weakref.ref(owner, self._gone)
         except TypeError:
             return make(traced)
-        own, weights = copied(traced, owner)
+        own, weights = copied(traced, state)
         made = make(own)
         self._held = _Entry(reference, settings, state, weights, made)
         return made
@@ -86,12 +87,11 @@ class PlanCache(Generic[T]):
             self._held = None
 
 
-def copied(graph: Graph, owner: Any) -> tuple[Graph, Copies]:
+def copied(graph: Graph, state: State) -> tuple[Graph, Copies]:
     """The same graph with weights of its own, and each of the model's with its copy.
 
     What the graph does not read itself may be what its constants were computed from.
     """
-    module = owner if isinstance(owner, nn.Module) else nn.Module()
     copies: dict[int, Tensor] = {}
 
     def copy(leaf: Any) -> Any:
@@ -107,8 +107,18 @@ def copied(graph: Graph, owner: Any) -> tuple[Graph, Copies]:
     for node in graph.nodes:
         args, kwargs = mapped(copy, (node.args, node.kwargs))
         nodes.append(Node(node.op, args, kwargs, node.shapes, node.dtypes))
-    weights: Copies = [(weakref.ref(tensor), copy(tensor)) for tensor in (*module.parameters(), *module.buffers())]
+    weights: Copies = [(weakref.ref(tensor), copy(tensor)) for tensor in state.tensors()]
     return Graph(nodes, graph.output), weights
+
+
+def copies_of(state: State) -> Copies:
+    """All tensors that a model reaches, with their copies."""
+    return [(weakref.ref(tensor), tensor.detach().clone()) for tensor in state.tensors()]
+
+
+def same_bits(copies: Copies) -> bool:
+    """Whether all tensors still have the values of their copies."""
+    return all(_same_bits(ref(), copy) for ref, copy in copies)
 
 
 def _same_bits(a: Tensor | None, b: Tensor) -> bool:

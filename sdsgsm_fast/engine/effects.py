@@ -13,7 +13,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from .leaves import leaves
@@ -51,7 +51,8 @@ def check_effects(model: Any, run: Callable[[], Any]) -> State:
         reaches a container of tensors, which may be a cache; or if it is partly compiled, since
         torch.compile writes down what it sees.
     """
-    before = State(model)
+    own = OwnState(model)  # before anybody else holds what it has
+    before = State(model, own=own.ids, hold=True)
     known = _guilty.get(id(model))
     if known is not None and known[1] == before.functions:
         raise EffectError(known[2])
@@ -60,11 +61,14 @@ def check_effects(model: Any, run: Callable[[], Any]) -> State:
     cache = before.cache_elsewhere()
     if cache is not None:
         raise EffectError(f"{cache} holds tensors and may be a cache")
-    kept = _kept_by(model, run)
-    after = State(model)
+    kept = _kept_by(own, run)
+    after = State(model, own=own.ids)
     changed = after.changed_elsewhere(before)
     if changed is not None:
         raise _found_out(model, after, f"a pass changes {changed}")
+    buffers = {id(t) for t in model.buffers()} if isinstance(model, nn.Module) else set()
+    if any(after.versions.get(key, n) != n for key, n in before.versions.items() if key not in buffers):
+        raise _found_out(model, after, "a pass writes to a tensor that is no buffer")
     if not all(before.holds(tensor) for tensor in kept):
         raise _found_out(model, after, "a pass keeps tensors outside the model")
     return after
@@ -94,15 +98,14 @@ def _found_out(model: Any, state: State, reason: str) -> EffectError:
     return EffectError(reason)
 
 
-def _kept_by(model: Any, run: Callable[[], Any]) -> list[Tensor]:
+def _kept_by(own: OwnState, run: Callable[[], Any]) -> list[Tensor]:
     """Results of a pass that still exist when the model's own state is as it was."""
-    watch, own = _Results(), OwnState(model)
+    watch = _Results()
     try:
         with watch:
             run()
     finally:
         own.restore()
-    del own
     alive = watch.alive()
     if alive:
         alive.clear()

@@ -9,8 +9,10 @@ from typing import Any
 
 from torch import nn
 
-OWNED = frozenset((dict, list, set, deque))
-"""Exact types of the containers that may belong to a model; a subclass never does."""
+OWNED = frozenset(map(id, (dict, list, set, deque)))
+"""Ids of the exact types of the containers that may belong to a model; a subclass never does."""
+ATTRIBUTES: Any = nn.Module.__dict__["__dict__"].__get__
+"""The dictionary of a module's attributes, whatever its class makes of `__dict__`."""
 LARGE = 10_000  # entries of a container that is data rather than state
 
 
@@ -21,10 +23,17 @@ class OwnState:
     ----------
     model
         A module, a method of one, or another callable, of which nothing is the model's own.
+
+    Attributes
+    ----------
+    ids
+        Of the containers.
     """
 
     def __init__(self, model: Any) -> None:
-        self._before = [(holder, holder.copy()) for holder in own_containers(model)]
+        holders = own_containers(model)
+        self.ids = {id(holder) for holder in holders}
+        self._before = [(holder, holder.copy()) for holder in holders]
 
     def restore(self) -> None:
         """Put back what has changed, and only that."""
@@ -47,6 +56,7 @@ def own_containers(model: Any) -> list[Any]:
     among the values, unless anything else refers to one.
     """
     attributes: set[int] = set()
+    tuples: set[int] = set()
     places: dict[int, int] = {}  # how often the model refers to each
     found: list[Any] = []
     waiting: list[Any] = [model.__self__ if type(model) is MethodType else model]
@@ -55,14 +65,16 @@ def own_containers(model: Any) -> list[Any]:
     while waiting:
         value = waiting.pop()
         if issubclass(type(value), nn.Module):
-            value = object.__getattribute__(value, "__dict__")
+            value = ATTRIBUTES(value)
             if id(value) in attributes:
                 continue
             attributes.add(id(value))
         elif type(value) is tuple:
-            waiting += value
+            if id(value) not in tuples:  # it refers once to what it holds, however often it is met
+                tuples.add(id(value))
+                waiting += value
             continue
-        elif type(value) not in OWNED:
+        elif id(type(value)) not in OWNED:
             continue
         places[id(value)] = places.get(id(value), 0) + 1
         if places[id(value)] == 1 and len(value) <= LARGE:

@@ -10,6 +10,7 @@ from torch import Tensor
 from ..common.noise import noise_like
 from ..common.numerics import logits_agree, rounding
 from ..model.classifier import Classifier
+from .cache import copies_of, same_bits
 from .lower import lower
 from .network import Network
 from .state import State
@@ -78,13 +79,11 @@ class Surrogate(CompiledModel):
         if smooth and dtype != own:
             self.strict = CompiledModel(lower(graph, own, images.device, backend), exact=True)
         self.state = State(classifier.model)
+        self._weights = copies_of(self.state)
 
     def current(self, classifier: Classifier) -> bool:
-        """Whether the model reaches the same objects, its tensors not written to.
-
-        Writes through ``.data`` do not show here, but in `agrees`.
-        """
-        return self.state.same(State(classifier.model))
+        """Whether the model reaches the same objects, with the same weights to the bit."""
+        return self.state.same(State(classifier.model)) and same_bits(self._weights)
 
     def agrees(self, classifier: Classifier, images: Tensor) -> bool:
         """Whether it gives the model's own logits and gradient for an image of noise, uncounted.

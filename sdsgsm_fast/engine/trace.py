@@ -173,7 +173,7 @@ class Graph:
 def trace(classifier: Classifier, images: Tensor, *, differentiable: bool = False) -> Graph:
     """Record what the model does with inputs of the images' size.
 
-    Before that an ordinary pass on one image of noise, which is not counted, tells whether the
+    Before that an ordinary pass on two images of noise, which is not counted, tells whether the
     model leaves anything behind that is not its own: such a model is never run without data.
 
     Parameters
@@ -200,13 +200,15 @@ def trace(classifier: Classifier, images: Tensor, *, differentiable: bool = Fals
         torch.autocast(images.device.type, enabled=False),
         torch.set_grad_enabled(differentiable),
     ):
-        inputs = classifier.inputs(noise_like(images))
+        inputs = classifier.inputs(noise_like(images)).repeat(2, 1, 1, 1)
         try:
             before = _watched(model, inputs, differentiable)
-            first, second = (
-                _record(model, _without_data(inputs, batch), images.device, differentiable) for batch in BATCHES
-            )
-            check_again(model, before)
+            try:
+                first, second = (
+                    _record(model, _without_data(inputs, batch), images.device, differentiable) for batch in BATCHES
+                )
+            finally:
+                check_again(model, before)
         except EffectError as error:
             raise TraceError(str(error)) from error
     graph = _unify(first, second)

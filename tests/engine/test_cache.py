@@ -9,6 +9,7 @@ import weakref
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import zoo
@@ -50,15 +51,18 @@ def right(model: Callable[[Tensor], Any], images: Tensor, **settings: Any) -> bo
 class Knobs(nn.Module):
     """A network that behaves by what is set on it."""
 
+    __slots__ = ("slot",)
+
     def __init__(self) -> None:
         super().__init__()
-        self.net, self.power, self.steps = zoo.residual(), 1.0, [1.0]
+        self.net, self.power, self.steps = zoo.residual(), 1.0, [torch.ones(())]
+        self.array, self.slot = np.ones(1), 1.0
         self.register_buffer("shift", torch.zeros(3, 1, 1))
 
     def forward(self, x: Tensor) -> Tensor:
         for factor in self.steps:
             x = x * factor
-        return self.net((x + self.shift) * self.power)
+        return self.net((x + self.shift) * (self.power * self.slot * float(self.array[0])))
 
 
 CHANGES: dict[str, Callable[[Knobs], Any]] = {
@@ -68,6 +72,9 @@ CHANGES: dict[str, Callable[[Knobs], Any]] = {
     "a weight through NumPy": lambda m: m.net.head.weight.detach().numpy().__imul__(1.5),
     "another parameter": lambda m: setattr(m.net.head, "weight", nn.Parameter(-m.net.head.weight.detach())),
     "a buffer": lambda m: m.shift.fill_(0.3),
+    "a tensor in a list, behind autograd's back": lambda m: m.steps[0].data.mul_(1.5),
+    "an array": lambda m: m.array.__imul__(2),
+    "a slot": lambda m: setattr(m, "slot", 0.5),
     "an attribute": lambda m: setattr(m, "power", 0.5),
     "a list": lambda m: m.steps.append(0.7),
     "a state": lambda m: m.load_state_dict({k: 0.9 * v for k, v in m.state_dict().items()}),

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from sdsgsm_fast import BIM, SDSGSM, occlusion_scores
 from sdsgsm_fast.engine.effects import _guilty
+from sdsgsm_fast.engine.state import State
 from sdsgsm_fast.engine.trace import TraceError, trace
 from sdsgsm_fast.model.classifier import Classifier
 
@@ -237,7 +238,7 @@ def test_only_what_nobody_else_holds_is_put_back() -> None:
     model = Shared(held).eval()
     with pytest.raises(TraceError, match="a pass changes Shared"):
         trace(Classifier(model), images)
-    assert held == [5, 1]
+    assert held == [5, 2]
     assert model.own == model.nested["all"] == []
     model = Shared([5]).eval()
     own, nested = model.own, model.nested
@@ -294,3 +295,83 @@ def test_torch_compile_is_left_as_it_is(how: str) -> None:
     assert compilations or how == "layer"  # PyTorch compiles no layer of its own library
     assert torch.equal(model(images), Looking(model)(images))
     assert sys.modules["torch._dynamo"].eval_frame._stance is stance
+
+
+ROPE: dict[Any, tuple[Tensor, Tensor]] = {}
+
+
+def test_a_warm_cache_of_tuples_by_device_is_left_alone() -> None:
+    class Rope(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = convnet(spread=0.5)
+
+        def forward(self, x: Tensor) -> Tensor:
+            key = x.shape[-1], x.device
+            if key not in ROPE:
+                angle = torch.arange(float(x.shape[-1]), device=x.device)
+                ROPE[key] = angle.cos(), angle.sin()
+            return self.net(x * ROPE[key][0])
+
+    model, images = Rope().eval(), torch.rand(2, 3, 16, 16)
+    model(images)
+    known = list(ROPE)
+    RUNS["scores"](model, images)
+    with pytest.raises(TraceError, match="ROPE holds tensors"):
+        trace(Classifier(model), images)
+    assert list(ROPE) == known
+
+
+def test_a_list_in_a_tuple_that_others_hold_is_not_the_models() -> None:
+    log: list[int] = []
+
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = convnet(spread=0.5)
+            self.a = self.b = (log,)
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.a[0].append(len(x))
+            return self.net(x)
+
+    with pytest.raises(TraceError, match="a pass changes"):
+        trace(Classifier(Twice().eval()), torch.rand(2, 3, 16, 16))
+    assert log == [2]
+
+
+def test_a_tensor_that_is_no_buffer_is_not_counted_up() -> None:
+    model, images = Writer(lambda x: None).eval(), torch.rand(2, 3, 16, 16)
+    model.calls = torch.zeros(())
+    model.write = lambda x: model.calls.add_(1)
+    with pytest.raises(TraceError, match="writes to a tensor that is no buffer"):
+        trace(Classifier(model), images)
+    assert int(model.calls) == 1
+
+
+class Hostile(type):
+    """A metaclass of which nothing may run while state is read."""
+
+    armed = False
+
+    def __getattribute__(cls, name: str) -> Any:
+        assert not Hostile.armed, name
+        return super().__getattribute__(name)
+
+    def __hash__(cls) -> int:
+        assert not Hostile.armed
+        return 0
+
+
+def test_no_metaclass_runs_while_state_is_read() -> None:
+    class Setting(metaclass=Hostile):
+        value = 2.0
+
+    model = Reader().eval()
+    model.setting = Setting()
+    Hostile.armed = True
+    try:
+        state = State(model)
+        assert state.same(State(model))
+    finally:
+        Hostile.armed = False
