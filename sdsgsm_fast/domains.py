@@ -16,7 +16,7 @@ from .common.progress import Progress
 from .common.windows import Pair, Windows, as_pair
 from .kernels import ops
 from .model.classifier import Classifier
-from .occlusion.maps import METHODS, score_windows
+from .occlusion import METHODS, Scorer
 
 RULES = ("top", "threshold", "flip", "soft")
 
@@ -275,12 +275,12 @@ class Occlusion:
         windows = self.windows(images)
         classes = clean.labels if clean.target is None else clean.predicted
         undecided = UndecidedWindows(windows, self.rule, self.coverage, self.threshold, backend)
-        found = score_windows(
+        scorer = Scorer(
             clean.classifier, images, classes, clean.logits,
             windows=windows, score=self.score, fill=self.fill, method=self.method,
             backend=backend, max_memory=max_memory, progress=progress,
-            undecided=undecided if self.rule in ("top", "threshold") else None,
         )  # fmt: skip
+        found = scorer.score(undecided if self.rule in ("top", "threshold") else None)
         domain = decision_domain(
             undecided.sensitivity_map(found.scores), rule=self.rule, coverage=self.coverage,
             threshold=self.threshold, flips=found.flips, patch=self.patch, stride=self.stride,

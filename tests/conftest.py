@@ -15,7 +15,7 @@ if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
 
 from sdsgsm_fast.model import precision
-from sdsgsm_fast.occlusion import maps as occlusion
+from sdsgsm_fast.occlusion import scoring
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -53,7 +53,7 @@ def bfloat16_pays(_searches_are_in_float32: None, monkeypatch: pytest.MonkeyPatc
     """On the CPU, as on an AMD one of these days."""
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True, raising=False)
     monkeypatch.setattr(precision, "_is_amd", lambda: True)
-    monkeypatch.setattr(occlusion, "SURE_GAIN", 1.0)
+    monkeypatch.setattr(scoring, "SURE_GAIN", 1.0)
 
 
 @pytest.fixture(params=BACKENDS)

@@ -1,7 +1,7 @@
 """Whether a pass leaves something that is not the model's own, told by an ordinary pass.
 
 A pass on tensors without data would leave such tensors in a log, a cache or a table of somebody
-else. So before it an ordinary pass on one image of noise is watched. A model that changes anything
+else. So before it an ordinary pass on two images of noise is watched. A model that changes anything
 but itself, or that keeps tensors where nobody looks, is not run without data.
 """
 

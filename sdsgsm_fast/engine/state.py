@@ -147,7 +147,9 @@ class _Walk:
         self.held: list[Any] = []
         self._hold_all, self._size = hold, 0
         self._words = {"forward"}  # that occur in the code
-        self._spaces: dict[int, tuple[str, Any]] = {}  # classes, of which the names in the code are read
+        self._spaces: dict[int, tuple[str, Any]] = {}  # classes and modules, of which the names in the code are read
+        self._read: dict[int, int] = {}  # how many of them
+        self._tensorful: dict[tuple[int, int], bool] = {}  # whether a container holds tensors, by id and depth
         self._weights: set[int] = set()  # the modules' dictionaries of tensors
         self._slots: dict[int, list[Any]] = {}  # by the id of a class
         self._readers: dict[int, Callable[[str, Any], None] | None] = {}
@@ -176,9 +178,16 @@ class _Walk:
                 raise ValueError(f"the model reaches more than {MOST} objects")
 
     def _search(self) -> None:
-        """Read what classes have under the words of the code."""
+        """Read what classes and modules have under the words of the code."""
         for name, space in list(self._spaces.values()):
-            found = {k: v for k, v in _namespace(space).items() if k in self._words or _runs_unnamed(k, v)}
+            names = _namespace(space)
+            words = self._words & names.keys()
+            if self._read.get(id(space)) == len(words):
+                continue
+            self._read[id(space)] = len(words)
+            if issubclass(type(space), type):
+                words |= {k for k, v in names.items() if _runs_unnamed(k, v)}
+            found = {k: names[k] for k in sorted(words)}
             if any(issubclass(type(v), Tensor) for v in found.values()):
                 self.with_tensors.append(id(space))
             self._note(space, name, list(found.values()))
@@ -268,7 +277,7 @@ class _Walk:
             items = list(kind.__iter__(value))
             items = sorted(items, key=id) if kind in (set, frozenset) else items
         mutable = kind not in (tuple, frozenset) and id(value) not in self._weights
-        if mutable and _has_tensor(items, DEEP):
+        if mutable and self._has_tensor(items):
             self.with_tensors.append(id(value))
         self._hold(value, name, items if plain else items + self._attributes(value))
 
@@ -343,11 +352,24 @@ class _Walk:
         self._note(function, name, [function.__code__, *extra, *found, *found.values()])
         self._waiting += [*found.items(), *((name, x) for x in extra if x)]
 
+    def _has_tensor(self, items: Iterable[Any], depth: int = DEEP) -> bool:
+        """Whether there is a tensor among some objects, or in containers among them."""
+        return any(self._is_tensor(type(item), item, depth) for item in items if id(type(item)) not in ATOMS)
+
+    def _is_tensor(self, kind: type, value: Any, depth: int) -> bool:
+        if not depth or not issubclass(kind, CONTAINERS):
+            return issubclass(kind, Tensor)
+        key = id(value), depth
+        if key not in self._tensorful:
+            inner = dict.values(value) if issubclass(kind, dict) else _items(value)
+            self._tensorful[key] = self._has_tensor(inner, depth - 1)
+        return self._tensorful[key]
+
     def _lru_cache(self, name: str, function: Any) -> None:
         """How often it missed, and whether it has tensors; hits change nothing."""
         name, info = f"the cache of {name}", function.cache_info()
         self._hold(function, name, [info.misses, info.currsize, function.__wrapped__])
-        if _has_tensor(_cached(function), DEEP):
+        if self._has_tensor(_cached(function)):
             self.with_tensors.append(id(function))
 
 
@@ -384,19 +406,6 @@ def _runs_unnamed(name: str, value: Any) -> bool:
 
 def _is_plain(value: Any) -> bool:
     return type(value) is bytearray or value.dtype.hasobject is False
-
-
-def _has_tensor(items: Iterable[Any], depth: int) -> bool:
-    """Whether there is a tensor among some objects, or in containers among them."""
-    for item in items:
-        kind = type(item)
-        if issubclass(kind, Tensor):
-            return True
-        if depth and issubclass(kind, CONTAINERS):
-            inner = dict.values(item) if issubclass(kind, dict) else _items(item)
-            if _has_tensor(inner, depth - 1):
-                return True
-    return False
 
 
 def _items(value: Any) -> Iterator[Any]:

@@ -1,9 +1,10 @@
 """What a model computes, as a list of ATen operations that hold for every batch size.
 
-The model runs twice on tensors without data (PyTorch's "meta" device), with batches of two sizes.
+After an ordinary pass on noise, which tells whether the model leaves anything behind (`effects`), it
+runs twice on tensors without data (PyTorch's "meta" device), with batches of two sizes.
 Whatever looks at the data, control flow included, raises there, so the list that remains is all
 that the model does; every integer that differs between the runs must be proportional to the batch.
-A trace costs a few hundredths of a second and neither computes nor allocates.
+Those two runs neither compute nor allocate; a trace takes a few hundredths of a second.
 """
 
 from __future__ import annotations

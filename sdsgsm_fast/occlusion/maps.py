@@ -11,59 +11,10 @@ from ..common.progress import Progress, reporter
 from ..common.windows import Pair, Windows
 from ..kernels import ops
 from ..model.classifier import Classifier, Model
-from ..model.precision import bfloat16_gain
 from .dense import chunk_size
-from .scoring import PROBE, Scored, Scorer, Undecided
-
-# A search in bfloat16 that float32 goes over again pays for any model where products gain at least
-# SURE_GAIN. Where they gain less it may for models of many operations, which depends on how many
-# windows are scored again, and PROBE of many images tell: with twofold products whole attacks take
-# 0.84 to 0.88 of the time on a ResNet-18, of 5e8, and 1.07 times as long on PhotoNet, of 4e7.
-SURE_GAIN = 4.0
-LEAST_WORK = 1e8
-LEAST_PROBES = 2
+from .scoring import Scorer
 
 METHODS = ("auto", "dense", "incremental")
-
-
-@torch.no_grad()
-def score_windows(
-    classifier: Classifier,
-    images: Tensor,
-    classes: Tensor,
-    clean: Tensor,
-    *,
-    windows: Windows,
-    score: str,
-    fill: checks.PerChannel,
-    method: str,
-    backend: str,
-    max_memory: int | None,
-    progress: Progress | None,
-    undecided: Undecided | None = None,
-) -> Scored:
-    """Equation 1 for every window; the arguments are those of `scoring.Scorer`.
-
-    With precision "auto" and `undecided`, which says which windows' exact scores the domain needs, the windows
-    are searched in bfloat16 where that pays, and only the needed ones scored again.
-
-    Raises
-    ------
-    ValueError
-        If a score is not finite; the message names the images. If the method is "incremental" and
-        the model cannot run so.
-    """
-    scorer = Scorer(
-        classifier, images, classes, clean,
-        windows=windows, score=score, fill=fill, method=method, backend=backend,
-        max_memory=max_memory, progress=progress,
-    )  # fmt: skip
-    if undecided is not None and classifier.precision == "auto" and clean.dtype == torch.float32:
-        gain = bfloat16_gain(images.device)
-        many = scorer.work >= LEAST_WORK and len(images) >= LEAST_PROBES * PROBE
-        if gain >= SURE_GAIN or (gain > 1 and many):
-            return scorer.score_in_two_precisions(undecided, probing=gain < SURE_GAIN)
-    return scorer.score_all(reduced=classifier.reduced)
 
 
 def occlusion_scores(
@@ -153,12 +104,12 @@ def occlusion_scores(
         clean = torch.cat([classifier.logits(part) for part in torch.split(images, size)])
         classes = clean.argmax(1) if labels is None else labels.clone().long()
         checks.classes_in_range("labels", classes, clean.shape[1])
-        found = score_windows(
+        scorer = Scorer(
             classifier, images, classes, clean,
             windows=windows, score=score, fill=fill, method=method, backend=backend,
             max_memory=max_memory, progress=reporter(progress),
         )  # fmt: skip
-    return found.scores
+        return scorer.score().scores
 
 
 def occlusion_map(
@@ -197,6 +148,3 @@ def occlusion_map(
     )  # fmt: skip
     height, width = images.shape[2:]
     return ops.window_mean(scores, height, width, patch=patch, stride=stride, backend=backend)
-
-
-__all__ = ["METHODS", "Scored", "Undecided", "occlusion_map", "occlusion_scores", "score_windows"]

@@ -7,14 +7,13 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from nets import Looking, predicted
 from torch import nn
 
 from sdsgsm_fast import BIM, occlusion_scores
 from sdsgsm_fast.engine.trace import trace
 from sdsgsm_fast.model.classifier import Classifier
-
-transformers = pytest.importorskip("transformers")
 
 SMALL: dict[str, Any] = {
     "ViT": {"image_size": 32, "patch_size": 8, "hidden_size": 48, "num_hidden_layers": 1,

@@ -21,7 +21,6 @@ from sdsgsm_fast.data.photonet import MEAN, STD, load_photonet
 from sdsgsm_fast.domains import UndecidedWindows
 from sdsgsm_fast.model import precision
 from sdsgsm_fast.model.precision import bfloat16_pays
-from sdsgsm_fast.occlusion import maps as occlusion
 from sdsgsm_fast.occlusion import scoring
 
 
@@ -106,8 +105,8 @@ def test_hard_cases_end_in_the_float32_domain_too(kind: str, score: str, rule: s
 @pytest.mark.usefixtures("bfloat16_pays")
 @pytest.mark.parametrize("pays", [True, False])
 def test_the_first_images_tell_whether_a_search_pays(pays: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(occlusion, "SURE_GAIN", 4.0)
-    monkeypatch.setattr(occlusion, "LEAST_WORK", 0.0)
+    monkeypatch.setattr(scoring, "SURE_GAIN", 4.0)
+    monkeypatch.setattr(scoring, "LEAST_WORK", 0.0)
     monkeypatch.setattr(scoring, "WORTHWHILE", 1.1 if pays else 0.0)
     net, images, normalisation = photos(24)
     labels = predicted(net, (images - 0.5) / 0.25)
