@@ -6,6 +6,7 @@ adv = SDSGSM(model, eps=8/255)(images, labels)
 heat = occlusion_map(model, images, labels, patch=4)
 """
 
+from . import gradients
 from .attack import Attack
 from .common.machine import package_version
 from .domains import Gradient, Occlusion, decision_domain
@@ -13,27 +14,50 @@ from .kernels import ops
 from .metrics import Metrics
 from .model.ensemble import Ensemble
 from .occlusion.maps import occlusion_map, occlusion_scores
-from .presets import BIM, FGSM, MIFGSM, PGD, SDSGSM, SmoothingOnly, SpatialOnly
+from .presets import (
+    ABFGSM,
+    BIM,
+    DIFGSM,
+    FGSM,
+    MIFGSM,
+    NIFGSM,
+    PGD,
+    SDSGSM,
+    SINIFGSM,
+    TIFGSM,
+    Jitter,
+    MinimalSDSGSM,
+    SmoothingOnly,
+    SpatialOnly,
+)
 from .result import AttackResult, Passes
 
 __version__ = package_version()
 
 __all__ = [
+    "ABFGSM",
     "BIM",
+    "DIFGSM",
     "FGSM",
     "MIFGSM",
+    "NIFGSM",
     "PGD",
     "SDSGSM",
+    "SINIFGSM",
+    "TIFGSM",
     "Attack",
     "AttackResult",
     "Ensemble",
     "Gradient",
+    "Jitter",
     "Metrics",
+    "MinimalSDSGSM",
     "Occlusion",
     "Passes",
     "SmoothingOnly",
     "SpatialOnly",
     "decision_domain",
+    "gradients",
     "occlusion_map",
     "occlusion_scores",
     "ops",

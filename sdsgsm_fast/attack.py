@@ -18,11 +18,13 @@ from .common.numerics import Setting, compute_dtype
 from .common.progress import Progress, reporter
 from .domains import CleanBatch, Domain, DomainResult, Gradient, Occlusion, compute_domain
 from .engine import can_be_recorded
+from .gradients import AdaBelief, Extra, ordered
 from .kernels import ops
-from .loop import Batch, Flags, Ints, Loop, LoopSettings
+from .loop import Loop
 from .model.classifier import Classifier, Model
 from .result import AttackResult, Judge, Passes
 from .search import SearchModel, spec_of
+from .slots import Batch, Flags, Ints, LoopSettings
 
 
 class Settings(TypedDict, total=False):
@@ -51,6 +53,11 @@ class Settings(TypedDict, total=False):
     cuda_graphs: bool
     seed: int | None
     progress: bool | Progress
+    gradient: Sequence[Extra]
+    moments: AdaBelief | None
+    growth: float
+    refine: int
+    levels: int | None
 
 
 CPU_SLOTS = 64
@@ -104,7 +111,7 @@ class Attack:
     normalize
         N of equation 5: "mean_abs", "max_abs", "rms" or "none".
     loss
-        "ce", "margin" or "dlr"; see `losses.loss`.
+        "ce", "margin", "dlr" or "jitter"; see `losses.loss`.
     random_start
         Start from x + U(−1, 1)·E_0, drawn from `seed` for each image's index.
     restarts
@@ -135,9 +142,27 @@ class Attack:
         other than "float32", and a model that looks at each image apart from the others of its
         batch; one that cannot be traced runs without.
     seed
-        Seed of the random starts; None draws one from the operating system for each run.
+        Seed of random starts, `Diversity` and the jitter loss; None draws one from the operating
+        system for each run.
     progress
         True for a line on the terminal, or a callback ``progress(stage, done, total)``.
+    gradient
+        Where the gradient is taken: `LookAhead()`, `Scales(5)`, `Diversity()`, `Kernel()` of
+        `sdsgsm_fast.gradients`, one of each at most, in any order. Where it is taken elsewhere than
+        at the iterate, verdicts cost a forward pass of their own.
+    moments
+        `AdaBelief()` in place of the momentum of equation 6; `decay` is then `LookAhead`'s alone.
+    growth
+        γ ≥ 1, by which α grows with each update of an image (equation 14).
+    refine
+        Passes, forward and backward together, that an image gets once it is fooled, to find a
+        smaller ℓ2 (equation 15): probes along the decision's boundary, each by the gradient of the
+        margin where the last one was. Of an odd number the first halves the perturbation. The best
+        point that fools is the result.
+    levels
+        L ≥ 2: results lie on the grid of L values from lo to hi, 256 for 8-bit files, and success
+        is judged there (equation 16), by up to 6 forward passes more. None for no grid. Images
+        between values of the grid are taken to it, if need be beyond `eps`.
 
     Raises
     ------
@@ -177,6 +202,11 @@ class Attack:
         cuda_graphs: bool = False,
         seed: int | None = None,
         progress: bool | Progress = False,
+        gradient: Sequence[Extra] = (),
+        moments: AdaBelief | None = None,
+        growth: float = 1.0,
+        refine: int = 0,
+        levels: int | None = None,
     ) -> None:
         self.classifier = Classifier(model, mean=mean, std=std, precision=precision)
         self.eps = _setting("eps", eps)
@@ -199,7 +229,9 @@ class Attack:
         self.cuda_graphs = cuda_graphs
         self.seed = seed
         self.progress = reporter(progress)
-        self.search = SearchModel(self.classifier, cuda_graphs=cuda_graphs)
+        self.gradient, self.moments = ordered(gradient), moments
+        self.growth, self.refine, self.levels = growth, refine, levels
+        self.search = SearchModel(self.classifier, cuda_graphs=cuda_graphs, precise=bool(refine))
         self._check_settings()
 
     def __call__(self, images: Tensor, labels: Tensor, *, target: Tensor | None = None) -> Tensor:
@@ -289,7 +321,7 @@ class Attack:
         open_batches: list[_OpenBatch] = []
         seen, more = 0, True
         while more or open_batches:
-            while more and (loop is None or loop.waiting < loop.slots):
+            while more and (loop is None or loop.slots.waiting < loop.slots.size):
                 item = next(batches, _END)  # with the random state and the model as their owner's
                 if item is _END:
                     more = False
@@ -308,8 +340,8 @@ class Attack:
             with self._working():
                 while loop is not None and loop.busy and all(p.batch.left for p in open_batches):
                     loop.step()
-                    self._report(seen - loop.waiting - len(loop.used), seen)
-                    if more and loop.waiting < loop.slots:
+                    self._report(seen - loop.slots.waiting - len(loop.slots.used), seen)
+                    if more and loop.slots.waiting < loop.slots.size:
                         break
                 finished = [self._result(p) for p in open_batches if not p.batch.left]
             open_batches = [p for p in open_batches if p.batch.left]
@@ -337,9 +369,12 @@ class Attack:
         slots = self.batch_size
         if slots is None:
             slots = CUDA_SLOTS if images.is_cuda else CPU_SLOTS
-        settings = LoopSettings(**{f.name: getattr(self, f.name) for f in fields(LoopSettings)})
         seed = secrets.randbits(63) if self.seed is None else self.seed
-        return Loop(settings, self.search, slots, seed)
+        return Loop(self._loop_settings, self.search, slots, seed)
+
+    @property
+    def _loop_settings(self) -> LoopSettings:
+        return LoopSettings(**{f.name: getattr(self, f.name) for f in fields(LoopSettings)})
 
     def _prepare(self, images: Tensor, labels: Tensor, target: Tensor | None, places: Tensor) -> _OpenBatch:
         """One look at clean images serves the skipping, the domain and the first step."""
@@ -364,7 +399,7 @@ class Attack:
         shared_passes = self.classifier.forwards - before - int(own_passes.sum())
         forward = math.ceil(shared_passes / len(exact)) + own_passes
         correct = clean.predicted == labels
-        grad = None if self.random_start else clean.grad
+        grad = None if self._loop_settings.late else clean.grad
         return self._open_batch(exact, given, judge, places, domain_result, correct, grad, forward)
 
     def _open_batch(
@@ -422,8 +457,8 @@ class Attack:
 
         Also, for each image, how often the model itself was asked because the search was in doubt.
         """
-        needs_grad = isinstance(self.domain, Gradient) or not self.random_start
-        size = min(self._loop(images).slots, len(images))
+        needs_grad = isinstance(self.domain, Gradient) or not self._loop_settings.late
+        size = min(self._loop(images).slots.size, len(images))
         found: list[tuple[Tensor, Tensor | None, Tensor]] = []
         while (at := sum(len(logits) for logits, *_ in found)) < len(images):
             part = slice(at, at + size)
@@ -489,6 +524,16 @@ class Attack:
             checks.integer("max_memory", self.max_memory, 1)
         if self.batch_size is not None:
             checks.integer("batch_size", self.batch_size, 1)
+        if self.moments is not None and not isinstance(self.moments, AdaBelief):
+            raise TypeError(f"moments: expected AdaBelief(…) or None, found {type(self.moments).__name__}")
+        checks.number("growth", self.growth, "a finite number of at least 1", lambda v: 1 <= v < math.inf)
+        checks.integer("refine", self.refine, 0)
+        if self.levels is not None:
+            checks.integer("levels", self.levels, 2)
+            if self.levels > 2**16:
+                raise ValueError(f"levels: expected at most 65536, found {self.levels}")
+        if self.cuda_graphs and (self.refine or self.loss == "jitter"):
+            raise ValueError("cuda_graphs: not with refine, nor with loss 'jitter', whose passes are not recorded")
         if self.cuda_graphs and self.classifier.precision == "float32":
             raise ValueError(
                 "cuda_graphs: precision 'float32' runs the model itself, which is not recorded; "
@@ -530,6 +575,10 @@ class Attack:
                 checks.same_device(name, value, images)
         if index is not None:
             checks.image_index(index, images)
+        for extra in self.gradient:
+            extra.fits(images)
+        if self.levels is not None and images.dtype in (torch.float16, torch.bfloat16):
+            raise TypeError(f"levels: expected images of 32 or 64 bits, found {images.dtype}")
         if isinstance(self.domain, Tensor):
             checks.domain_tensor(self.domain, images)
         if isinstance(self.domain, Occlusion):

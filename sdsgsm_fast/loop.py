@@ -1,363 +1,389 @@
-"""The loop of METHOD.md, section 3, over slots: an image that is done makes room for the next."""
+"""The loop of METHOD.md, sections 3 and 3b, over slots: an image that is done makes room for the next."""
 
 from __future__ import annotations
 
-from collections import deque
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from functools import partial
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from . import losses, refine
 from .common import checks
-from .common.noise import uniform_noise
-from .common.numerics import Setting, allocation, column
+from .common.noise import JITTER, random_stream, uniform_noise
+from .common.numerics import allocation, column
+from .gradients import Iterate, gradient_at
 from .kernels import ops
+from .kernels.reference import gradient_norm
 from .result import fooled
-from .search import SearchModel, spec_of
+from .search import SearchModel
+from .slots import Batch, Flags, Ints, LoopSettings, Slots
 
-Ints = npt.NDArray[np.int64]
-Flags = npt.NDArray[np.bool_]
-
-SLOT = np.dtype(
-    [("owner", object)] + [(k, np.int64) for k in ("row", "place", "restart", "updates", "forward", "backward")]
-)
-"""What the host keeps of a slot: its image's batch, row and place, and counts."""
-
-SLOT_DATA = ("images", "labels", "target", "domain", "eps", "alpha", "background")
-"""Tensors that a slot has of its batch; besides these it has "adv" and, with decay, "momentum"."""
-
-
-@dataclass
-class Batch:
-    """Images that have been looked at: what the loop starts from, and what it finds out.
-
-    Attributes
-    ----------
-    images, labels, target
-        (B, C, H, W), (B,) and (B,) or None.
-    domain
-        m (B, H, W); None for m ≡ 1.
-    eps, alpha, background
-        Numbers, or (B,) tensors.
-    grad
-        ∇L of the clean images; None where the attack starts elsewhere.
-    places
-        (B,) the images' places in their data set.
-    shared
-        Whether the pass that gave `grad` is in `backward` already (`Gradient` domains).
-    todo
-        (B,) bool, the images to be attacked.
-    forward, backward
-        (B,) passes so far; the loop adds its own.
-    adv, success, updates
-        The result of each image: the clean one, False and 0 until it is done.
-    waiting
-        Rows that have had no slot yet.
-    left
-        Number of images that are not done.
-    """
-
-    images: Tensor
-    labels: Tensor
-    target: Tensor | None
-    domain: Tensor | None
-    eps: Setting
-    alpha: Setting
-    background: Setting
-    grad: Tensor | None
-    places: Ints
-    todo: Flags
-    forward: Ints
-    backward: Ints
-    shared: bool
-    adv: Tensor = field(init=False)
-    success: Flags = field(init=False)
-    updates: Ints = field(init=False)
-    waiting: Ints = field(init=False)
-    left: int = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.adv = self.images.clone()
-        self.success, self.updates = np.zeros_like(self.todo), np.zeros_like(self.forward)
-        self.waiting = self.todo.nonzero()[0]
-        self.left = len(self.waiting)
-
-
-@dataclass(frozen=True)
-class LoopSettings:
-    """The settings of `Attack` that the loop follows."""
-
-    steps: int
-    restarts: int
-    early_stop: bool
-    random_start: bool
-    relax: float | None
-    gain: float
-    decay: float
-    normalize: str
-    loss: str
-    bounds: tuple[float, float]
-    backend: str
+Gradient = Callable[[Flags, Flags], Tensor]
+"""``gradient(wanted, near)``: the loss's gradient, the margin's for images near the boundary."""
 
 
 class Loop:
     """Attacks images in a fixed number of slots.
 
-    Each slot has an image, its iterate and its own number of updates (equation 4), so images come
-    and go at any step. A step is one forward pass over the slots in use, which tells who is fooled,
-    one backward pass and one update. Its bookkeeping is on the host, which waits for the verdicts
-    and for a look at the gradients.
+    A step is one forward pass over the slots in use, which tells who is fooled, one backward pass
+    and one update; an image that is fooled goes on, in its slot, to look for less distortion. The
+    bookkeeping is on the host, which waits for the verdicts and for a look at the gradients.
 
     Parameters
     ----------
     settings, model
         What to do, and whom to ask.
-    slots
+    size
         Images that are attacked at once.
     seed
-        Of the random starts.
+        Of random starts and of whatever else is drawn.
     """
 
-    def __init__(self, settings: LoopSettings, model: SearchModel, slots: int, seed: int) -> None:
+    def __init__(self, settings: LoopSettings, model: SearchModel, size: int, seed: int) -> None:
         self.settings, self.model, self.classifier = settings, model, model.classifier
-        self.slots, self.seed = slots, seed
-        self.chunk = slots  # images of a pass; halved when a GPU's memory runs out
-        self.queue: deque[Batch] = deque()
-        self.slot_data: dict[str, Tensor] = {}  # by slot; of these the first are in use
-        self.numbers: dict[str, float] = {}  # those of ε, α and β that are one for all
-        self.used = np.zeros(0, dtype=SLOT)
+        self.slots, self.seed = Slots(settings, size), seed
+        self.chunk = size  # images of a pass; halved when a GPU's memory runs out
         self.grad: Tensor | None = None  # of the slots in use, until they are updated
 
     def add(self, batch: Batch) -> None:
         """Let a batch's images wait for slots."""
         if batch.left:
-            self.queue.append(batch)
-
-    @property
-    def waiting(self) -> int:
-        """Images that have no slot yet."""
-        return sum(len(batch.waiting) for batch in self.queue)
+            self.slots.queue.append(batch)
 
     @property
     def busy(self) -> bool:
         """Whether images are left."""
-        return bool(self.queue or len(self.used))
+        return bool(self.slots.queue or len(self.slots.used))
 
     def step(self) -> None:
         """Fill free slots and update, evaluate all slots, and retire who is done."""
         self._fill()
-        self.model.use(self.slot_data["images"])
-        success, grad = self._evaluate_slots()
-        last = self.used["updates"] == self.settings.steps
-        again = last & ~success & (self.used["restart"] + 1 < self.settings.restarts)
-        done = success | last & ~again
+        slots, s = self.slots, self.settings
+        self.model.use(slots.data["images"])
+        grad = self._evaluate_slots()
+        success = finished = slots.used["stage"] > s.probes
+        if s.levels:
+            success = finished & _host(slots.data["fools"][: len(finished)].isfinite())
+        over = finished | (slots.used["stage"] == 0) & (slots.used["updates"] == s.steps)
+        again = over & ~success & (slots.used["restart"] + 1 < s.restarts)
+        done = over & ~again
         self._retire(done, success)
-        self.grad = self._close_gaps(~done & ~again, again, grad)
-        if self.settings.random_start:
+        self.grad = slots.close_gaps(~done & ~again, again, grad)
+        checks.finite_gradient(self.grad, torch.from_numpy(slots.used["place"][: len(self.grad)].copy()))
+        if s.late:
             self._update(self.grad)
-            self._start(np.arange(len(self.grad), len(self.used)))
+            if s.random_start:
+                self._start(np.arange(len(self.grad), len(slots.used)))
 
     # Slots
 
     def _fill(self) -> None:
         """Give free slots to images that wait; update where the gradient is known."""
-        grads = [self.grad] if self.grad is not None and len(self.used) else []
-        while self.queue and len(self.used) < self.slots:
-            batch = self.queue[0]
-            if len(self.used) and not self._fits(batch):
-                break
-            grads += self._enter(batch, self.slots - len(self.used))
-            if not len(batch.waiting):
-                self.queue.popleft()
-        if grads and not self.settings.random_start:
+        grads = [self.grad] if self.grad is not None and len(self.slots.used) else []
+        for entered, grad in self.slots.fill(channels_last=lambda x: self.model.surrogate_for(x) is not None):
+            if self.settings.random_start:
+                self._start(np.arange(entered.start, entered.stop))
+            elif grad is not None:
+                checks.finite_gradient(grad, torch.from_numpy(self.slots.used["place"][entered].copy()))
+                grads.append(self._through_extras(entered, grad))
+        if grads and not self.settings.late:
             self._update(torch.cat(grads) if len(grads) > 1 else grads[0])
 
-    def _fits(self, batch: Batch) -> bool:
-        """Whether a batch's images are of the kind that the slots hold."""
-        same = spec_of(self.slot_data["images"]) == spec_of(batch.images)
-        return same and (batch.target is None) == ("target" not in self.slot_data)
-
-    def _enter(self, batch: Batch, room: int) -> list[Tensor]:
-        """Put the next images into slots; returns their gradients where they are known."""
-        rows, batch.waiting = batch.waiting[:room], batch.waiting[room:]
-        if not len(self.used):
-            self._allocate(batch)
-        first = len(self.used)
-        slots = slice(first, first + len(rows))
-        in_order = rows[-1] - rows[0] == len(rows) - 1  # copied at once rather than gathered
-        index = slice(rows[0], rows[-1] + 1) if in_order else self._index(rows)
-        for name in SLOT_DATA:
-            if name in self.slot_data:
-                self.slot_data[name][slots] = getattr(batch, name)[index]
-        self.slot_data["adv"][slots] = self.slot_data["images"][slots]
-        if "momentum" in self.slot_data:
-            self.slot_data["momentum"][slots] = 0
-        new = np.zeros(len(rows), dtype=SLOT)
-        new["owner"], new["row"], new["place"] = batch, rows, batch.places[rows]
-        self.used = np.concatenate((self.used, new))
-        if batch.grad is None:
-            self._start(np.arange(slots.start, slots.stop))
-            return []
-        grad = batch.grad[index]
-        checks.finite_gradient(grad, torch.from_numpy(new["place"].copy()))
-        self.used["backward"][slots] += not batch.shared
-        return [grad]
-
-    def _allocate(self, batch: Batch) -> None:
-        """Make room for images of a new kind; no slot is in use."""
-        values = {name: getattr(batch, name) for name in SLOT_DATA}
-        self.numbers = {k: v for k, v in values.items() if isinstance(v, float)}
-        self.slot_data = {
-            k: v[:1].new_empty((self.slots, *v.shape[1:])) for k, v in values.items() if isinstance(v, Tensor)
-        }
-        if self.model.surrogate_for(batch.images) is not None:  # its gradients have that layout
-            self.slot_data["images"] = self.slot_data["images"].to(memory_format=torch.channels_last)
-        for name in ("adv", "momentum") if self.settings.decay else ("adv",):
-            self.slot_data[name] = torch.empty_like(self.slot_data["images"])
-
     def _retire(self, done: Flags, success: Flags) -> None:
-        """Hand the results of images that are done to their batches."""
-        slots = done.nonzero()[0]
-        owners = self.used["owner"][slots]
-        for batch in {id(owner): owner for owner in owners}.values():
-            chosen = slots[[owner is batch for owner in owners]]
-            mine, rows = self.used[chosen], self.used["row"][chosen]
-            batch.adv[self._index(rows)] = self.slot_data["adv"][self._index(chosen)]
-            batch.success[rows] = success[chosen]
-            batch.updates[rows] = mine["restart"] * self.settings.steps + mine["updates"]
-            batch.forward[rows] += mine["forward"]
-            batch.backward[rows] += mine["backward"]
-            batch.left -= len(rows)
+        """Hand over who is done: the iterate, or the best of what was found near the boundary."""
+        if done.any():
+            chosen = done.nonzero()[0]
+            adv = self.slots.get("adv", chosen)
+            if self.settings.probes:
+                adv = self._refined(chosen, adv, success[chosen])
+            self.slots.retire(done, success, adv)
 
-    def _close_gaps(self, going: Flags, again: Flags, grad: Tensor | None) -> Tensor:
-        """Move up those who go on, then those who start again; returns the former's gradients."""
-        ready = int(going.sum())
-        if ready < len(self.used):
-            kept = np.concatenate((going.nonzero()[0], again.nonzero()[0]))
-            index = self._index(kept)
-            for value in self.slot_data.values():
-                value[: len(kept)] = value[index]
-            grad = None if grad is None else grad[index[:ready]]
-            self.used = self.used[kept]
-            self.used["restart"][ready:] += 1
-            self.used["updates"][ready:] = 0
-        if grad is None:
-            return self.slot_data["adv"][:0]
-        checks.finite_gradient(grad, torch.from_numpy(self.used["place"][:ready].copy()))
-        self.used["backward"][:ready] += 1
-        return grad
+    def _refined(self, chosen: Ints, adv: Tensor, success: Flags) -> Tensor:
+        """What came of refinement, for slots that are done."""
+        refined = self.slots.flags(self.slots.used["stage"][chosen] > 0)
+        adv = torch.where(refined[:, None, None, None], self.slots.get("best", chosen), adv)
+        if self.settings.levels is None:
+            return adv
+        grid, won = self._grid(chosen, adv), self.slots.flags(success)
+        effects = torch.where(won, self.slots.get("fools", chosen), 0.0)
+        return torch.where(won[:, None, None, None], grid.with_effect(effects), grid.nearest())
+
+    def _grid(self, chosen: Ints, adv: Tensor) -> refine.Grid:
+        """The grid of levels in the direction of some slots' perturbations."""
+        images, levels = self.slots.get("images", chosen), self.settings.levels
+        assert levels is not None
+        return refine.Grid(images, adv - images, *self.slots.limits(chosen), levels, self.settings.bounds)
 
     # Passes
 
-    def _evaluate_slots(self) -> tuple[Flags, Tensor | None]:
-        """One pass over the slots in use: who has succeeded, and the others' gradients."""
-        count, at = len(self.used), 0
-        success = np.zeros(count, dtype=bool)
+    def _evaluate_slots(self) -> Tensor:
+        """One pass over the slots in use, which takes them to their next stages; their gradients."""
+        used = self.slots.used
+        count, at = len(used), 0
         grads: list[Tensor] = []
         while at < count:
-            slots = slice(at, min(at + self.chunk, count))
-            forward = self.used["forward"][slots].copy()
+            part = slice(at, min(at + self.chunk, count))
+            before = used[part].copy()
             try:
-                success[slots], grad = self._pass(slots)
+                grads.append(self._pass(part))
             except torch.OutOfMemoryError:
-                if slots.stop - at == 1:
+                if part.stop - at == 1:
                     raise
-                self.chunk = (slots.stop - at) // 2
-                self.used["forward"][slots] = forward
+                self.chunk = (part.stop - at) // 2
+                used[part] = before
                 continue
-            # A part whose images are all done has no gradient; any tensor of its size takes the place.
-            grads.append(self.slot_data["adv"][slots] if grad is None else grad)
-            at = slots.stop
-        return success, torch.cat(grads) if len(grads) > 1 else grads[0]
+            at = part.stop
+        return torch.cat(grads) if len(grads) > 1 else grads[0]
 
-    def _pass(self, slots: slice) -> tuple[Flags, Tensor | None]:
-        """Who of some slots has succeeded, and the gradient; None where all are done."""
-        adv, labels = self.slot_data["adv"][slots], self.slot_data["labels"][slots]
-        target, used = self._of("target", slots), self.used[slots]
-        last = used["updates"] == self.settings.steps
+    def _pass(self, part: slice) -> Tensor:
+        """See who of some slots is fooled; gradients of those who need one, arbitrary for others."""
+        slots, s = self.slots, self.settings
+        used, searched = slots.used[part], refine.probes(s.refine)
+        searching = used["stage"] == 0
+        last = searching & (used["updates"] == s.steps)
+        judged = ~searching | last | s.early_stop
+        gradient: Gradient
+        if s.elsewhere or (last.all() and not searched):
+            success, logits = self._verdicts(part, judged)
+            gradient = partial(self._gradient_elsewhere, part)
+        else:
+            success, logits, gradient = self._evaluate(part, judged, last)
+        stage = np.where(searching, success, used["stage"] + 1)
+        near = (stage > 0) & (stage <= searched) & refine.needs_gradient(stage, s.refine)
+        wanted = (searching & ~success & ~last) | near
+        grad = gradient(wanted, near) if wanted.any() else slots.get("adv", part)
+        if not s.elsewhere:
+            used["backward"] += wanted
+        if s.probes and stage.any():
+            self._note(part, stage, success, logits)
+        used["stage"] = stage
+        return grad
+
+    def _evaluate(self, part: slice, judged: Flags, last: Flags) -> tuple[Flags, Tensor, Gradient]:
+        """Success of those who are judged, logits, and what gives gradients by the same pass."""
+        slots, s, used = self.slots, self.settings, self.slots.used[part]
         used["forward"] += 1
-        if last.all():
-            logits, passes = self.classifier.verdicts(adv)
-            used["forward"] += passes.cpu().numpy() - 1
-            return _host(fooled(logits, labels, target)), None
-        logits, gradient = self.model.evaluate(self.settings.loss, adv, labels, target)
-        success = np.zeros(len(adv), dtype=bool)
-        if self.settings.early_stop or last.any():
-            success = _host(fooled(logits, labels, target)) & (self.settings.early_stop | last)
-        decided = success | last
-        sure = self.classifier.sure(logits) if decided.any() else None
+        labels, target = slots.get("labels", part), slots.of("target", part)
+        logits, known = self.model.evaluate(s.loss, slots.get("adv", part), labels, target, self._jitter(part))
+        success = _host(fooled(logits, labels, target)) & judged if judged.any() else judged
+        doubtful = success | last | (used["stage"] > 0)
+        sure = self.classifier.sure(logits) if doubtful.any() else None
         if sure is not None:
-            self._judge(slots, success, decided & ~_host(sure))
-        going = ~(success | last)
-        return success, gradient(going) if going.any() else None
+            chosen = (doubtful & ~_host(sure)).nonzero()[0]
+            success[chosen] = self._judged(chosen + part.start)[0]
 
-    def _judge(self, slots: slice, success: Flags, doubtful: Flags) -> None:
-        """Decide as the model does, in its own precision, what is in doubt."""
-        chosen = doubtful.nonzero()[0] + slots.start
-        if len(chosen):
-            adv, labels = self._of("adv", chosen), self._of("labels", chosen)
-            assert adv is not None
-            assert labels is not None
-            logits, passes = self.classifier.verdicts(adv)
-            self.used["forward"][chosen] += passes.cpu().numpy()
-            success[doubtful] = _host(fooled(logits, labels, self._of("target", chosen)))
+        def gradient(wanted: Flags, near: Flags) -> Tensor:
+            grad = known(wanted, near)
+            through = self._through_extras(part, grad)
+            return torch.where(slots.flags(near)[:, None, None, None], grad, through) if near.any() else through
+
+        return success, logits, gradient
+
+    def _judged(self, chosen: Ints) -> tuple[Flags, Tensor | None]:
+        """Who of some slots fools the model in its own precision, and logits; None of nobody."""
+        if not len(chosen):
+            return np.zeros(0, dtype=bool), None
+        slots = self.slots
+        logits, passes = self.classifier.verdicts(slots.get("adv", chosen))
+        slots.used["forward"][chosen] += passes.cpu().numpy()
+        return _host(fooled(logits, slots.get("labels", chosen), slots.of("target", chosen))), logits
+
+    def _verdicts(self, part: slice, judged: Flags) -> tuple[Flags, Tensor | None]:
+        """Success of those who are judged, and their logits, zeros for the others."""
+        used = self.slots.used[part]
+        # An image that has not moved is not fooled: it would not be here.
+        rows = (judged & ((used["updates"] > 0) | self.settings.random_start)).nonzero()[0]
+        success = np.zeros(len(used), dtype=bool)
+        success[rows], found = self._judged(rows + part.start)
+        if found is None:
+            return success, None
+        logits = found.new_zeros((len(used), found.shape[1]))
+        logits[self.slots.index(rows)] = found
+        return success, logits
+
+    def _gradient_elsewhere(self, part: slice, wanted: Flags, near: Flags) -> Tensor:
+        """Gradients that extras take at points of their own, and the margin's near the boundary."""
+        grad = torch.zeros_like(self.slots.get("adv", part))
+        for rows, take in ((wanted & ~near, self._take_by_extras), (near, self._take_margin)):
+            chosen = rows.nonzero()[0]
+            if len(chosen):
+                grad[self.slots.index(chosen)] = take(chosen + part.start)
+        return grad
+
+    def _take_by_extras(self, chosen: Ints) -> Tensor:
+        """The loss's gradient of some slots as the extras take it, its passes counted."""
+        slots, s, adv = self.slots, self.settings, self.slots.get("adv", chosen)
+        jitter = self._jitter(chosen)
+        if jitter is not None:  # x_t does not move with the points at which the gradient is taken
+            jitter = losses.Jitter(jitter.normal, partial(_constant, jitter.distance(adv)))
+
+        def take(x: Tensor) -> Tensor:
+            slots.used["forward"][chosen] += 1
+            slots.used["backward"][chosen] += 1
+            return self._gradient(s.loss, x, chosen, jitter)
+
+        return gradient_at(s.gradient, take, adv, self._iterate(chosen))
+
+    def _take_margin(self, chosen: Ints) -> Tensor:
+        self.slots.used["forward"][chosen] += 1
+        self.slots.used["backward"][chosen] += 1
+        return self._gradient("margin", self.slots.get("adv", chosen), chosen, None)
+
+    def _gradient(self, loss: str, x: Tensor, chosen: Ints, jitter: losses.Jitter | None) -> Tensor:
+        labels, target = self.slots.get("labels", chosen), self.slots.of("target", chosen)
+        return self.model.evaluate(loss, x, labels, target, jitter)[1](np.ones(len(chosen), dtype=bool), None)
+
+    def _through_extras(self, part: slice, grad: Tensor) -> Tensor:
+        """What extras that move nothing make of a gradient at the iterates."""
+        if not self.settings.gradient:
+            return grad
+        chosen = np.arange(part.start, part.stop)
+        return gradient_at(self.settings.gradient, lambda _: grad, self.slots.get("adv", part), self._iterate(chosen))
+
+    def _iterate(self, chosen: Ints) -> Iterate:
+        """What extras may know of some slots."""
+        slots, s, used = self.slots, self.settings, self.slots.used[chosen]
+        velocity = slots.of("momentum", chosen)
+        if s.moments and s.decay:
+            mean, spread = slots.get("mean", chosen), slots.get("spread", chosen)
+            updates = slots.index(used["updates"])
+            velocity = s.moments.direction(mean, spread, updates.clamp(min=1))
+        ahead = None
+        if velocity is not None:
+            share = allocation(slots.background(chosen), slots.of("domain", chosen))
+            ahead = velocity * (self._sign * s.decay * column(slots.alpha(chosen)) * share)
+        return Iterate(ahead, used["place"], used["restart"], used["updates"], self.seed)
+
+    def _jitter(self, chosen: slice | Ints) -> losses.Jitter | None:
+        """Noise and distances of the jitter loss (equation 12)."""
+        if self.settings.loss != "jitter":
+            return None
+        images, used = self.slots.get("images", chosen), self.slots.used[chosen]
+
+        def normal(classes: int) -> Tensor:
+            keys = zip(used["place"].tolist(), used["restart"].tolist(), used["updates"].tolist(), strict=True)
+            drawn = [random_stream(self.seed, *key, kind=JITTER).standard_normal(classes) for key in keys]
+            return torch.from_numpy(np.stack(drawn))
+
+        return losses.Jitter(normal, lambda leaf: (leaf - images).flatten(1).abs().amax(1))
 
     # Updates
 
+    @property
+    def _sign(self) -> float:
+        return -1.0 if "target" in self.slots.data else 1.0
+
     def _update(self, grad: Tensor) -> None:
-        """Step with the first slots, whose gradients these are."""
+        """Step with the first slots, whose gradients these are; those near the boundary move along it."""
         if not len(grad):
             return
-        a, slots = self.settings, slice(len(grad))
-        ops.update_(
-            self.slot_data["adv"][slots], self.slot_data["images"][slots], grad, self._of("domain", slots),
-            eps=self._setting("eps", slots), alpha=self._setting("alpha", slots),
-            background=self._background(slots), momentum=self._of("momentum", slots), gain=a.gain,
-            decay=a.decay, bounds=a.bounds, sign=-1.0 if "target" in self.slot_data else 1.0,
-            normalize=a.normalize, backend=a.backend,
-        )  # fmt: skip
-        self.used["updates"][slots] += 1
+        s, slots, part = self.settings, self.slots, slice(len(grad))
+        searching = slots.used["stage"][part] == 0
+        active = None if searching.all() else slots.flags(searching)
+        normalize, momentum = s.normalize, slots.of("momentum", part)
+        if searching.any():
+            if s.moments:
+                grad, normalize = self._moments(grad), "none"
+            ops.update_(
+                slots.get("adv", part), slots.get("images", part), grad, slots.of("domain", part),
+                eps=slots.setting("eps", part), alpha=slots.alpha(part), background=slots.background(part),
+                active=active, momentum=momentum, gain=s.gain, decay=0.0 if s.moments else s.decay,
+                bounds=s.bounds, sign=self._sign, normalize=normalize, backend=s.backend,
+            )  # fmt: skip
+        if active is not None:
+            self._probe((~searching).nonzero()[0], grad)
+        slots.used["updates"][part] += searching
+
+    def _moments(self, grad: Tensor) -> Tensor:
+        """V of equation 13 of the first slots, which takes their gradients in."""
+        part, moments = slice(len(grad)), self.settings.moments
+        assert moments is not None
+        mean, spread = self.slots.get("mean", part), self.slots.get("spread", part)
+        moments.add_(mean, spread, grad / gradient_norm(grad, self.settings.normalize))
+        return moments.direction(mean, spread, self.slots.index(self.slots.used["updates"][part] + 1))
 
     def _start(self, slots: Ints) -> None:
         """Start from x + U(−1, 1)·E_0, clipped to the bounds."""
-        for restart in np.unique(self.used["restart"][slots]).tolist():
-            mine = slots[self.used["restart"][slots] == restart]
-            images = self.slot_data["images"][self._index(mine)]
-            places = torch.from_numpy(self.used["place"][mine])
+        for restart in np.unique(self.slots.used["restart"][slots]).tolist():
+            mine = slots[self.slots.used["restart"][slots] == restart]
+            images = self.slots.get("images", mine)
+            places = torch.from_numpy(self.slots.used["place"][mine])
             uniform = uniform_noise(images, places, self.seed, restart)
-            share = allocation(self._background(mine), self._of("domain", mine))
-            moved = images + uniform * (column(self._setting("eps", mine)) * share)
-            index = self._index(mine)
-            self.slot_data["adv"][index] = moved.to(images.dtype).clamp(*self.settings.bounds)
-            if "momentum" in self.slot_data:
-                self.slot_data["momentum"][index] = 0
+            share = allocation(self.slots.background(mine), self.slots.of("domain", mine))
+            moved = images + uniform * (column(self.slots.setting("eps", mine)) * share)
+            index = self.slots.index(mine)
+            self.slots.data["adv"][index] = moved.to(images.dtype).clamp(*self.settings.bounds)
+            self.slots.forget(index)
 
-    def _of(self, name: str, slots: slice | Ints) -> Tensor | None:
-        """What some slots hold."""
-        if name not in self.slot_data:
-            return None
-        return self.slot_data[name][slots if isinstance(slots, slice) else self._index(slots)]
+    # Near the boundary
 
-    def _setting(self, name: str, slots: slice | Ints) -> Setting:
-        """ε, α or β of some slots."""
-        found = self._of(name, slots)
-        return self.numbers[name] if found is None else found
+    def _note(self, part: slice, stage: Ints, success: Flags, logits: Tensor | None) -> None:
+        """Keep what a pass says of images that are fooled, or were before: the best and the gap."""
+        slots, searched = self.slots, refine.probes(self.settings.refine)
+        chosen = (stage > 0).nonzero()[0]
+        rows, before = slots.index(chosen), slots.used["stage"][part][chosen]
+        assert logits is not None
+        labels, target = slots.get("labels", part)[rows], slots.of("target", part)
+        margins = losses.loss("margin", logits[rows], labels, None if target is None else target[rows])
+        slots.data["gap"][part][rows] = (-self._sign * margins).double()
+        adv = slots.get("adv", part)[rows]
+        l2 = (adv - slots.get("images", part)[rows]).double().flatten(1).norm(dim=1)
+        first = slots.flags(before == 0)
+        better = first | (slots.flags(success[chosen] & (before <= searched)) & (l2 < slots.data["l2"][part][rows]))
+        slots.data["l2"][part][rows[better]] = l2[better]
+        slots.data["best"][part][rows[better]] = adv[better]
+        slots.data["fails"][part][rows[first]] = 0
+        slots.data["fools"][part][rows[first]] = torch.inf
+        on_grid = before > searched
+        if on_grid.any():
+            self._note_effects(part, chosen[on_grid], success[chosen][on_grid], stage)
 
-    def _background(self, slots: slice | Ints) -> Setting:
-        """β_t of equation 4; in double, so that one number for all gives the same as many."""
-        base, relax = self._setting("background", slots), self.settings.relax
-        if relax is None:
-            return base
-        images = self.slot_data["images"]
-        grown = np.minimum(1.0, self.used["updates"][slots] / (relax * self.settings.steps))
-        share = torch.from_numpy(grown).to(images.device)
-        base = base.double() if isinstance(base, Tensor) else base
-        return (base + (1.0 - base) * share).to(images.dtype)
+    def _note_effects(self, part: slice, chosen: Ints, won: Flags, stage: Ints) -> None:
+        """Narrow the range of effects on the grid, and stop where it is narrow enough."""
+        slots, rows = self.slots, self.slots.index(chosen)
+        fails, fools = slots.data["fails"][part], slots.data["fools"][part]
+        probe = slots.index(slots.used["stage"][part][chosen]) - refine.probes(self.settings.refine)
+        tried = refine.next_effect(fails[rows], fools[rows], probe)
+        flags = slots.flags(won)
+        fails[rows] = torch.where(flags, fails[rows], tried)
+        fools[rows] = torch.where(flags, tried, fools[rows])
+        close = _host(fools[rows] <= fails[rows] * refine.GRID_CLOSE)
+        stage[chosen[close]] = self.settings.probes + 1
 
-    def _index(self, slots: Ints) -> Tensor:
-        return torch.from_numpy(slots).to(self.slot_data["adv"].device)
+    def _probe(self, chosen: Ints, grad: Tensor) -> None:
+        """Move images that are fooled to the next point to look at."""
+        slots, count = self.slots, refine.probes(self.settings.refine)
+        stage = slots.used["stage"][chosen]
+        for mine, move in (
+            (chosen[stage <= count], partial(self._along_boundary, grad)),
+            (chosen[stage > count], self._on_grid),
+        ):
+            if len(mine):
+                slots.data["adv"][slots.index(mine)] = move(mine)
+
+    def _along_boundary(self, grad: Tensor, chosen: Ints) -> Tensor:
+        """Equation 15 and what takes its place."""
+        slots, passes, index = self.slots, self.settings.refine, self.slots.index(chosen)
+        images, adv = slots.get("images", chosen), slots.get("adv", chosen)
+        stage = slots.used["stage"][chosen]
+        halved = slots.flags(~refine.needs_gradient(stage, passes))
+        share = refine.damping(slots.index(stage), refine.probes(passes))
+        slope = -self._sign * grad[index]
+        moved = refine.next_probe(images, adv, slope, slots.get("gap", chosen), *slots.limits(chosen), share)
+        return torch.where(halved[:, None, None, None], (images + adv) / 2, moved)
+
+    def _on_grid(self, chosen: Ints) -> Tensor:
+        """Equation 16."""
+        slots = self.slots
+        probe = slots.index(slots.used["stage"][chosen]) - refine.probes(self.settings.refine)
+        effect = refine.next_effect(slots.get("fails", chosen), slots.get("fools", chosen), probe)
+        return self._grid(chosen, slots.get("best", chosen)).with_effect(effect)
+
+
+def _constant(value: Tensor, leaf: Tensor) -> Tensor:
+    return value
 
 
 def _host(flags: Tensor) -> Flags:

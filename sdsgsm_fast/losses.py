@@ -2,12 +2,35 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-LOSSES = ("ce", "margin", "dlr")
+LOSSES = ("ce", "margin", "dlr", "jitter")
 SCORES = ("prob", "log_prob", "logit", "margin")
+
+
+JITTER_SCALE = 10.0  # s of equation 12
+JITTER_NOISE = 0.1  # its σ
+
+
+@dataclass(frozen=True)
+class Jitter:
+    """What equation 12 needs besides logits.
+
+    Attributes
+    ----------
+    normal
+        ``normal(K)`` draws n, (B, K).
+    distance
+        ``distance(leaf)`` is ‖x_t − x‖_∞, (B,), given the images that are differentiated for.
+    """
+
+    normal: Callable[[int], Tensor]
+    distance: Callable[[Tensor], Tensor]
 
 
 def exact(values: Tensor) -> Tensor:
@@ -15,18 +38,29 @@ def exact(values: Tensor) -> Tensor:
     return values.float() if values.dtype in (torch.float16, torch.bfloat16) else values
 
 
-def loss(name: str, logits: Tensor, labels: Tensor, target: Tensor | None) -> Tensor:
+def loss(
+    name: str,
+    logits: Tensor,
+    labels: Tensor,
+    target: Tensor | None,
+    jitter: Jitter | None = None,
+    leaf: Tensor | None = None,
+) -> Tensor:
     """Loss of each image: METHOD.md, section 3. Ascended, or descended where `target` is given.
 
     Parameters
     ----------
     name
         "ce" (cross-entropy), "margin" (Carlini & Wagner 2017: the best other class's logit minus
-        the class's own) or "dlr" (Croce & Hein 2020: the margin over the logits' spread).
+        the class's own), "dlr" (Croce & Hein 2020: the margin over the logits' spread) or "jitter"
+        (Schwinn et al. 2023, equation 12: scaled, noisy, and over the distance of fooled images).
     logits
         (B, K) floating.
     labels, target
         (B,) int64; the true classes, and the classes to reach or None.
+    jitter, leaf
+        For "jitter": its noise and distances, and the images that are differentiated for; None for
+        neither noise nor distances.
 
     Returns
     -------
@@ -44,6 +78,8 @@ def loss(name: str, logits: Tensor, labels: Tensor, target: Tensor | None) -> Te
         return F.cross_entropy(z, classes, reduction="none")
     if name == "margin":
         return -margin(z, classes)
+    if name == "jitter":
+        return _jitter(z, labels, target, jitter, leaf)
     return _dlr(z, labels, target)
 
 
@@ -98,3 +134,18 @@ def _dlr(z: Tensor, labels: Tensor, target: Tensor | None) -> Tensor:
         return -margin(z, labels) / (ranked[:, 0] - ranked[:, 2] + 1e-12)
     spread = ranked[:, 0] - (ranked[:, 2] + ranked[:, 3]) / 2
     return (_at(z, labels) - _at(z, target)) / (spread + 1e-12)
+
+
+def _jitter(z: Tensor, labels: Tensor, target: Tensor | None, jitter: Jitter | None, leaf: Tensor | None) -> Tensor:
+    """Equation 12."""
+    classes = labels if target is None else target
+    largest = z.abs().amax(1, keepdim=True)
+    found = (JITTER_SCALE * z / largest.clamp(min=torch.finfo(z.dtype).tiny)).softmax(1)
+    if jitter is not None:
+        found = found + JITTER_NOISE * jitter.normal(z.shape[1]).to(z)
+    value = (found - F.one_hot(classes, z.shape[1])).square().mean(1)
+    if jitter is None or leaf is None:
+        return value
+    predicted, away = z.argmax(1), jitter.distance(leaf).to(z.dtype)
+    reached = (predicted != labels if target is None else predicted == target) & (away > 0)
+    return torch.where(reached, value / torch.where(reached, away, 1), value)

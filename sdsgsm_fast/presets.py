@@ -6,6 +6,7 @@ import math
 from typing import TYPE_CHECKING, ClassVar
 
 from .attack import Attack, Settings
+from .gradients import AdaBelief, Diversity, Kernel, LookAhead, Scales
 from .model.classifier import Model
 
 if TYPE_CHECKING:
@@ -71,3 +72,63 @@ class MIFGSM(Preset):
     """Momentum iterative FGSM (Dong et al. 2018): decay 1, gradients divided by their mean |g|."""
 
     defaults: ClassVar[Settings] = {**_SIGN, "decay": 1.0}
+
+
+class NIFGSM(Preset):
+    """Nesterov iterative FGSM (Lin et al. 2020): MI-FGSM, its gradients taken a step ahead."""
+
+    defaults: ClassVar[Settings] = {**_SIGN, "decay": 1.0, "gradient": (LookAhead(),)}
+
+
+class SINIFGSM(Preset):
+    """Scale-invariant NI-FGSM (Lin et al. 2020): mean gradients over five darker copies."""
+
+    defaults: ClassVar[Settings] = {**_SIGN, "decay": 1.0, "gradient": (LookAhead(), Scales(5))}
+
+
+class DIFGSM(Preset):
+    """Diverse inputs FGSM (Xie et al. 2019): gradients through a random resize and padding.
+
+    ``decay=1.0`` makes it M-DI-FGSM.
+    """
+
+    defaults: ClassVar[Settings] = {**_SIGN, "gradient": (Diversity(),)}
+
+
+class TIFGSM(Preset):
+    """Translation-invariant FGSM (Dong et al. 2019): gradients smoothed by a Gaussian.
+
+    ``gradient=[Kernel(), Diversity()]`` makes it TI-DI-FGSM. torchattacks' class of that name does
+    so always, with one draw for the whole batch.
+    """
+
+    defaults: ClassVar[Settings] = {**_SIGN, "gradient": (Kernel(),)}
+
+
+class Jitter(Preset):
+    """Jitter (Schwinn et al. 2023): a scaled, noisy loss from a random start."""
+
+    defaults: ClassVar[Settings] = {**_SIGN, "loss": "jitter", "random_start": True}
+
+
+class ABFGSM(Preset):
+    """AB-FGSM (Wang et al. 2022): AdaBelief's averages in place of momentum."""
+
+    defaults: ClassVar[Settings] = {**_SIGN, "moments": AdaBelief()}
+
+
+class MinimalSDSGSM(Preset):
+    """SD-SGSM for the least distortion: METHOD.md, section 3b.
+
+    Small steps that grow, by a tanh so flat that they nearly follow the gradient itself, and then
+    probes along the decision's boundary. ``levels=256`` finds the least in 8 bits.
+    """
+
+    defaults: ClassVar[Settings] = {
+        "domain": None, "relax": None, "gain": 0.25, "growth": 1.3, "refine": 12,
+    }  # fmt: skip
+
+    def __init__(self, model: Model, **settings: Unpack[Settings]) -> None:
+        if settings.get("alpha") is None:
+            settings["alpha"] = settings.get("eps", 8 / 255) / 32
+        super().__init__(model, **settings)

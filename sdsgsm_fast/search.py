@@ -17,6 +17,8 @@ from .engine import GraphedFunction, Surrogate, prepare_surrogate
 from .model.classifier import Classifier
 from .model.precision import bfloat16_pays
 
+Flags = npt.NDArray[np.bool_]
+
 MOST_SURROGATES = 8  # kept, one for each spec of images
 LEAST_UPDATES = 4  # of an image; for fewer a trace costs more than it saves
 
@@ -30,10 +32,13 @@ class SearchModel:
         The model, which has the last word.
     cuda_graphs
         Replay the passes of surrogates as CUDA graphs.
+    precise
+        Whether precision "auto" keeps the model's own dtype: a search along the decision's boundary
+        loses more by rounding than bfloat16 gains.
     """
 
-    def __init__(self, classifier: Classifier, *, cuda_graphs: bool) -> None:
-        self.classifier, self.cuda_graphs = classifier, cuda_graphs
+    def __init__(self, classifier: Classifier, *, cuda_graphs: bool, precise: bool = False) -> None:
+        self.classifier, self.cuda_graphs, self.precise = classifier, cuda_graphs, precise
         self._surrogates: dict[Any, Surrogate] = {}  # by the images' spec
         self._graphs: dict[Any, tuple[Any, GraphedFunction]] = {}
 
@@ -64,7 +69,7 @@ class SearchModel:
         worthwhile = updates >= LEAST_UPDATES or precision != "auto"
         if dtype != torch.float32 or precision == "float32" or not worthwhile:
             return None
-        reduced = precision == "bfloat16" or bfloat16_pays(images.device)
+        reduced = precision == "bfloat16" or (not self.precise and bfloat16_pays(images.device))
         return prepare_surrogate(self.classifier, images, torch.bfloat16 if reduced else dtype, backend, known)
 
     def with_surrogate(self, batches: Iterable[Tensor]) -> list[Tensor]:
@@ -94,31 +99,40 @@ class SearchModel:
         return known[1]
 
     def evaluate(
-        self, loss: str, adv: Tensor, labels: Tensor, target: Tensor | None
-    ) -> tuple[Tensor, Callable[[npt.NDArray[np.bool_]], Tensor]]:
-        """Logits, and a function that gives the loss's gradient of the images that are flagged.
+        self, loss: str, adv: Tensor, labels: Tensor, target: Tensor | None, jitter: losses.Jitter | None = None
+    ) -> tuple[Tensor, Callable[[Flags, Flags | None], Tensor]]:
+        """Logits, and a function ``gradient(wanted, near)`` of (B,) flags, `near` maybe None.
 
-        What it gives for the other images is arbitrary.
+        It gives the loss's gradient of the images that are wanted, the margin's of those that are
+        `near` the boundary besides. What it gives for the other images is arbitrary.
         """
-        captured = self.graphs_for(adv, loss)
+        captured = None if jitter else self.graphs_for(adv, loss)
         if captured is not None:
             self.classifier.forwards += len(adv)
             logits, grad = captured(adv, labels, *(() if target is None else (target,)))
-            return logits, lambda _: grad
+            return logits, lambda *_: grad
         # The model itself always meets the same layout, which its rounding may depend on.
         given = adv.contiguous() if self.classifier.surrogate is None else adv
-        logits, leaf, values = loss_of(self.classifier, loss, given, labels, target)
-        if adv.is_cuda:  # queued before anybody waits for a verdict
+        logits, leaf, values = loss_of(self.classifier, loss, given, labels, target, jitter)
+        if adv.is_cuda and not self.precise:  # queued before anybody waits for a verdict
             known = self.classifier.gradient(values, leaf)
-            return logits, lambda _: known
+            return logits, lambda *_: known
 
-        def gradient(going: npt.NDArray[np.bool_]) -> Tensor:
+        def gradient(wanted: Flags, near: Flags | None = None) -> Tensor:
             # Zeros for the others: the surrogate's layers pass them on without computing them.
             with torch.enable_grad():
-                kept = values if going.all() else torch.where(torch.from_numpy(going), values, 0)
+                kept = values
+                if near is not None and near.any():
+                    margins = losses.loss("margin", logits, labels, target).to(values.dtype)
+                    kept = torch.where(_on(near, adv), margins, values)
+                kept = kept if wanted.all() else torch.where(_on(wanted, adv), kept, 0)
             return self.classifier.gradient(kept, leaf)
 
         return logits, gradient
+
+
+def _on(flags: Flags, images: Tensor) -> Tensor:
+    return torch.from_numpy(flags).to(images.device)
 
 
 def logits_and_gradient(
@@ -134,12 +148,17 @@ def logits_and_gradient(
 
 
 def loss_of(
-    classifier: Classifier, loss: str, images: Tensor, labels: Tensor, target: Tensor | None
+    classifier: Classifier,
+    loss: str,
+    images: Tensor,
+    labels: Tensor,
+    target: Tensor | None,
+    jitter: losses.Jitter | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Logits of images in a search, the leaf to differentiate for, and each image's loss."""
     logits, leaf = classifier.logits_and_leaf(images, search=True)
     with torch.enable_grad():
-        return logits, leaf, losses.loss(loss, logits, labels, target)
+        return logits, leaf, losses.loss(loss, logits, labels, target, jitter, leaf)
 
 
 def spec_of(images: Tensor) -> Any:

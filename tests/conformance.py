@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sdsgsm_fast import Attack, Gradient, Occlusion, ops
+from sdsgsm_fast import Attack, Gradient, Occlusion, gradients, ops
 
 DATA = Path(__file__).parent / "data"
 
@@ -39,9 +39,9 @@ class Case:
         return replace(self, inputs=inputs, expected=expected)
 
 
-def load_cases() -> list[Case]:
-    """Read every case; arrays are never unpickled."""
-    arrays = np.load(DATA / "cases.npz", allow_pickle=False)
+def load_cases(name: str) -> list[Case]:
+    """Read every case of a pair of files; arrays are never unpickled."""
+    arrays = np.load(DATA / f"{name}.npz", allow_pickle=False)
 
     def tensors(name: str, side: str, keys: list[str]) -> dict[str, Tensor]:
         return {key: torch.from_numpy(arrays[f"{name}.{side}.{key}"]) for key in keys}
@@ -56,11 +56,11 @@ def load_cases() -> list[Case]:
             atol=case["atol"],
             momentum_rtol=case.get("momentum_rtol", 0.0),
         )
-        for case in json.loads((DATA / "cases.json").read_text())
+        for case in json.loads((DATA / f"{name}.json").read_text())
     ]
 
 
-CASES = load_cases()
+CASES = [*load_cases("cases"), *load_cases("family")]
 
 
 def of_kind(kind: str) -> list[Case]:
@@ -121,8 +121,24 @@ def domain_of(config: dict[str, object]) -> Occlusion | Gradient | None:
     return Occlusion(patch=patch, stride=stride, fill=fill, score=config["score"], **rule)
 
 
+def extras_of(config: dict[str, Any]) -> dict[str, Any]:
+    """How a case of the family takes its gradient."""
+    extras: list[gradients.Extra] = []
+    if config["lookahead"]:
+        extras.append(gradients.LookAhead())
+    if config["scales"] > 1:
+        extras.append(gradients.Scales(config["scales"]))
+    if config["kernel"]:
+        extras.append(gradients.Kernel(*config["kernel"]))
+    return {"gradient": extras, "moments": gradients.AdaBelief() if config["adabelief"] else None}
+
+
 def check_attack(case: Case, backend: str) -> None:
+    """An attack's case; those of the family have no score, fill and rule, which are the defaults."""
     given, c = case.inputs, case.config
+    if case.kind == "family":
+        same = {"rule": "top", "threshold": 0.5, "fill": [0.0], "score": "prob", "normalize": "mean_abs"}
+        c = {**same, **c}
 
     def model(x: Tensor) -> Tensor:
         hidden = torch.tanh(x.flatten(1) @ given["W1"].T + given["b1"])
@@ -132,6 +148,7 @@ def check_attack(case: Case, backend: str) -> None:
         model, domain=domain_of(c), gain=gain_of(c), backend=backend,
         **{key: c[key] for key in ("eps", "alpha", "steps", "background", "relax", "decay")},
         normalize=c["normalize"], early_stop=c["early_stop"],
+        **(extras_of(c) if case.kind == "family" else {}),
     )  # fmt: skip
     result = attack.run(given["images"], given["labels"], target=given.get("target"))
     expected = case.expected
@@ -139,6 +156,8 @@ def check_attack(case: Case, backend: str) -> None:
         assert torch.equal(getattr(result, name), expected[name]), name
     assert worst(result.adv, expected["adv"]) <= case.atol
     assert worst(result.domain, expected["domain"]) <= case.atol
+    if case.kind == "family":
+        return
     if expected["S"].numel():
         assert result.scores is not None
         assert worst(result.scores.flatten(1), expected["S"]) <= case.atol

@@ -8,6 +8,25 @@ from torch import Tensor
 
 from .numerics import compute_dtype
 
+START, DIVERSITY, JITTER = range(3)
+"""What random numbers are for; each purpose has streams of its own."""
+
+
+def random_stream(seed: int, place: int, restart: int, update: int = 0, *, kind: int) -> np.random.Generator:
+    """Random numbers of one image at one update, the same whatever batch and device it is on.
+
+    Parameters
+    ----------
+    seed, place, restart, update
+        At least 0 and less than 2**64: the seed, the image's place in its data set, its restart
+        and its number of updates.
+    kind
+        `START`, `DIVERSITY` or `JITTER`.
+    """
+    # The counter's first number runs through the stream; the others tell streams apart.
+    key = np.array([seed, place], dtype=np.uint64)
+    return np.random.Generator(np.random.Philox(key=key, counter=[0, update, kind, restart]))
+
 
 def uniform_noise(like: Tensor, places: Tensor, seed: int, restart: int) -> Tensor:
     """U(−1, 1) of the shape, dtype and device of `like`; a stream of numbers for each image.
@@ -24,9 +43,7 @@ def uniform_noise(like: Tensor, places: Tensor, seed: int, restart: int) -> Tens
     """
     noise = np.empty(tuple(like.shape), dtype=np.float32)
     for row, place in enumerate(places.tolist()):
-        key = np.array([seed, place], dtype=np.uint64)
-        philox = np.random.Philox(key=key, counter=[0, 0, 0, restart])
-        np.random.Generator(philox).random(dtype=np.float32, out=noise[row])
+        random_stream(seed, place, restart, kind=START).random(dtype=np.float32, out=noise[row])
     return torch.from_numpy(noise).to(like) * 2 - 1
 
 

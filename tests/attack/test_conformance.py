@@ -25,6 +25,6 @@ def test_domain(case: Case) -> None:
     assert worst(found, case.expected["domain"]) <= case.atol
 
 
-@pytest.mark.parametrize("case", of_kind("attack"), ids=repr)
+@pytest.mark.parametrize("case", of_kind("attack") + of_kind("family"), ids=repr)
 def test_attack(case: Case, backend: str) -> None:
     check_attack(case, backend)

@@ -111,7 +111,7 @@ SETTINGS: list[tuple[dict[str, Any], str]] = [
     ({"gain": math.nan}, "gain: expected a number above 0, or math.inf, found nan"),
     ({"decay": -1}, "decay: expected a finite number of at least 0, found -1"),
     ({"normalize": "l2"}, "normalize: expected one of mean_abs, max_abs, rms, none, found 'l2'"),
-    ({"loss": "mse"}, "loss: expected one of ce, margin, dlr, found 'mse'"),
+    ({"loss": "mse"}, "loss: expected one of ce, margin, dlr, jitter, found 'mse'"),
     ({"restarts": 0}, "restarts: expected an integer of at least 1, found 0"),
     ({"restarts": 2}, "restarts: a second attempt needs random_start=True to differ"),
     ({"bounds": (1, 0)}, "bounds: expected finite (lo, hi) with lo < hi, found (1, 0)"),

@@ -68,7 +68,7 @@ def test_conformance_window_mean(case: Case, kernels: str) -> None:
     check_window_mean(case.to("cuda"), kernels)
 
 
-@pytest.mark.parametrize("case", of_kind("attack"), ids=repr)
+@pytest.mark.parametrize("case", of_kind("attack") + of_kind("family"), ids=repr)
 def test_conformance_attack(case: Case, kernels: str) -> None:
     check_attack(case.to("cuda"), kernels)
 

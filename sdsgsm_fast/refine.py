@@ -1,0 +1,148 @@
+"""Least distortion of images that are fooled: METHOD.md, equations 15 and 16.
+
+Each function says where to look next. Who asks the model there, and judges, is the loop.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+DAMPING = 0.5  # share of the way to the nearest point of the plane, at the first probe
+OVERSHOOT = 0.01  # share of its length that a probe goes beyond the plane
+GRID_PROBES = 6  # looks at the model on the grid, at most
+GRID_START = 1.05  # effect of the first one, in units of the continuous perturbation's
+GRID_MOST = 1e6  # an effect that takes all that the pixels may take
+GRID_CLOSE = 1.01  # ratio of effects that is not worth another look
+BISECTIONS = 14  # of an addend in [0, 1], for a wanted effect
+
+
+def probes(refine: int) -> int:
+    """Points that `refine` passes look at: one pass for each, and one for each gradient."""
+    return (refine + 1) // 2
+
+
+def needs_gradient(probe: npt.NDArray[np.int64], refine: int) -> npt.NDArray[np.bool_]:
+    """Whether probes, from 1 on, are chosen by a gradient; of an odd number of passes the first is not."""
+    return (refine % 2 == 0) | (probe > 1)
+
+
+def damping(probe: Tensor, count: int) -> Tensor:
+    """How far probes go towards the nearest point: less each time, and the last not at all."""
+    return DAMPING * (count - probe) / max(1, count - 1)
+
+
+def next_probe(
+    images: Tensor, adv: Tensor, slope: Tensor, gap: Tensor, low: Tensor, high: Tensor, share: Tensor
+) -> Tensor:
+    """A point nearer to the image, about as far beyond the boundary as rounding and curvature need.
+
+    Where the model is linear, gap(z) = gap + slope·(z − adv), this is the damped iteration of
+    Hasofer, Lind, Rackwitz and Fiessler for the nearest point of gap(z) = 0: back to the plane along
+    the slope, and by a share of the way to the foot of the perpendicular from the image.
+
+    Parameters
+    ----------
+    images, adv
+        (B, C, H, W) the clean images, and the points that were looked at.
+    slope, gap
+        Gradient (B, C, H, W) and value (B,) of what is below 0 where the image is fooled.
+    low, high
+        (B, C, H, W) the least and the largest value that each pixel may take.
+    share
+        (B,) in [0, 1], see `damping`.
+    """
+    # A pixel without room in the direction in which the slope would move it does not count.
+    room = torch.where(slope > 0, images - low, high - images)
+    slope = torch.where(room > 0, slope, 0)
+    squares = slope.double().square().sum((1, 2, 3)).clamp(min=1e-30)
+    delta = adv - images
+    along = (slope.double() * delta).sum((1, 2, 3))
+    back, foot = ((value / squares).to(slope.dtype)[:, None, None, None] for value in (gap, along))
+    share = share.to(delta.dtype)[:, None, None, None]
+    moved = delta - back * slope + share * (foot * slope - delta)
+    return (images + (1 + OVERSHOOT) * moved).maximum(low).minimum(high)
+
+
+class Grid:
+    """Points of a grid of values in the direction of perturbations: equation 16.
+
+    Parameters
+    ----------
+    images, delta
+        (B, C, H, W) the clean images and their perturbations.
+    low, high
+        (B, C, H, W) the least and the largest value that each pixel may take.
+    levels
+        L, the number of values from `bounds`' lo to hi.
+    bounds
+        (lo, hi).
+    """
+
+    def __init__(
+        self, images: Tensor, delta: Tensor, low: Tensor, high: Tensor, levels: int, bounds: tuple[float, float]
+    ) -> None:
+        self.dtype, self.levels, self.bounds = images.dtype, levels, bounds
+        self.start = self._index(images)
+        self.delta = delta.double() * ((levels - 1) / (bounds[1] - bounds[0]))
+        # What lies between two values of the grid has the nearest one, even beyond its ε.
+        nearest = self.start.round()
+        self.low = self._index(low).ceil().minimum(nearest)
+        self.high = self._index(high).floor().maximum(nearest)
+
+    def _index(self, values: Tensor) -> Tensor:
+        """Values as places on the grid, those that rounding took off it put back."""
+        lo, hi = self.bounds
+        place = (values.double() - lo) * ((self.levels - 1) / (hi - lo))
+        near = place.round()
+        return torch.where((place - near).abs() < 1e-3, near, place)
+
+    def _places(self, addend: Tensor) -> Tensor:
+        """Equation 16 with 1 − τ = addend (B,); 0.5 rounds, more than 1 moves every pixel further."""
+        size = self.delta.abs() + addend[:, None, None, None]
+        up, down = (self.start + size).floor(), (self.start - size).ceil()
+        moved = torch.where(self.delta > 0, up, torch.where(self.delta < 0, down, self.start.round()))
+        return moved.maximum(self.low).minimum(self.high)
+
+    def _values(self, places: Tensor) -> Tensor:
+        lo, hi = self.bounds
+        return (places / (self.levels - 1) * (hi - lo) + lo).to(self.dtype)
+
+    def nearest(self) -> Tensor:
+        """The perturbed images rounded, within what each pixel may take."""
+        return self._values((self.start + self.delta).round().maximum(self.low).minimum(self.high))
+
+    def with_effect(self, effect: Tensor) -> Tensor:
+        """The least change on the grid with so much effect (B,), in units of the perturbation's own.
+
+        The effect of a change is its product with the perturbation, which at the nearest point of a
+        boundary points along the slope. What is out of reach is answered with all that there is.
+        """
+        wanted = effect.double() * self.delta.square().sum((1, 2, 3))
+        most = float(self.levels)
+        least, enough = torch.zeros_like(wanted), torch.full_like(wanted, most)
+        one = torch.ones_like(wanted)
+        reached = self._effect(one) >= wanted
+        enough = torch.where(reached, one, enough)
+        least = torch.where(reached, least, one)
+        for _ in range(BISECTIONS):
+            middle = (least + enough) / 2
+            reached = self._effect(middle) >= wanted
+            enough, least = torch.where(reached, middle, enough), torch.where(reached, least, middle)
+        return self._values(self._places(enough))
+
+    def _effect(self, addend: Tensor) -> Tensor:
+        return ((self._places(addend) - self.start) * self.delta).sum((1, 2, 3))
+
+
+def next_effect(fails: Tensor, fools: Tensor, probe: Tensor) -> Tensor:
+    """The effect (B,) to try next, between the largest that failed and the least that fooled.
+
+    Until one has fooled it grows faster and faster; the last probe takes all there is.
+    """
+    grown = 1 + (fails - 1).clamp(min=GRID_START - 1) * 2.5
+    grown = torch.where(probe >= GRID_PROBES, GRID_MOST, grown)
+    first = torch.where(fails < GRID_START, GRID_START, grown)
+    return torch.where(fools.isinf(), first, (fails + fools) / 2)
