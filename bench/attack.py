@@ -410,7 +410,7 @@ def share_alive(attack: Attack, images: Tensor, labels: Tensor, each: int, slots
     original = Loop._evaluate_slots
 
     def look(self: Loop) -> Any:
-        sizes.append(len(self.used))
+        sizes.append(len(self.slots.used))
         return original(self)
 
     Loop._evaluate_slots = look  # type: ignore[method-assign]

@@ -161,7 +161,7 @@ class Attack:
         point that fools is the result.
     levels
         L ≥ 2: results lie on the grid of L values from lo to hi, 256 for 8-bit files, and success
-        is judged there (equation 16), by up to 6 forward passes more. None for no grid. Images
+        is judged there (equation 16), by up to 10 forward passes more. None for no grid. Images
         between values of the grid are taken to it, if need be beyond `eps`.
 
     Raises

@@ -106,9 +106,8 @@ class Loop:
         adv = torch.where(refined[:, None, None, None], self.slots.get("best", chosen), adv)
         if self.settings.levels is None:
             return adv
-        grid, won = self._grid(chosen, adv), self.slots.flags(success)
-        effects = torch.where(won, self.slots.get("fools", chosen), 0.0)
-        return torch.where(won[:, None, None, None], grid.with_effect(effects), grid.nearest())
+        won = self.slots.flags(success)[:, None, None, None]
+        return torch.where(won, self.slots.get("found", chosen), self._grid(chosen, adv).nearest())
 
     def _grid(self, chosen: Ints, adv: Tensor) -> refine.Grid:
         """The grid of levels in the direction of some slots' perturbations."""
@@ -342,15 +341,18 @@ class Loop:
 
     def _note_effects(self, part: slice, chosen: Ints, won: Flags, stage: Ints) -> None:
         """Narrow the range of effects on the grid, and stop where it is narrow enough."""
-        slots, rows = self.slots, self.slots.index(chosen)
+        slots, rows, flags = self.slots, self.slots.index(chosen), self.slots.flags(won)
+        adv, images, best = (slots.get(name, part)[rows] for name in ("adv", "images", "best"))
+        tried = refine.effect_of(adv - images, best - images)
         fails, fools = slots.data["fails"][part], slots.data["fools"][part]
-        probe = slots.index(slots.used["stage"][part][chosen]) - refine.probes(self.settings.refine)
-        tried = refine.next_effect(fails[rows], fools[rows], probe)
-        flags = slots.flags(won)
-        fails[rows] = torch.where(flags, fails[rows], tried)
-        fools[rows] = torch.where(flags, tried, fools[rows])
-        close = _host(fools[rows] <= fails[rows] * refine.GRID_CLOSE)
-        stage[chosen[close]] = self.settings.probes + 1
+        better = flags & (tried < fools[rows])
+        slots.data["found"][part][rows[better]] = adv[better]
+        fails[rows] = torch.where(flags, fails[rows], tried.maximum(fails[rows]))
+        fools[rows] = torch.where(better, tried, fools[rows])
+        probe = slots.used["stage"][part][chosen] - refine.probes(self.settings.refine)
+        enough = np.where(probe >= refine.GRID_ENOUGH, torch.inf, refine.GRID_CLOSE)
+        close = fools[rows].isfinite() & (fools[rows] <= fails[rows].clamp(min=1e-9) * slots.index(enough))
+        stage[chosen[_host(close)]] = self.settings.probes + 1
 
     def _probe(self, chosen: Ints, grad: Tensor) -> None:
         """Move images that are fooled to the next point to look at."""

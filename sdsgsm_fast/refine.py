@@ -12,11 +12,12 @@ from torch import Tensor
 
 DAMPING = 0.5  # share of the way to the nearest point of the plane, at the first probe
 OVERSHOOT = 0.01  # share of its length that a probe goes beyond the plane
-GRID_PROBES = 6  # looks at the model on the grid, at most
+GRID_PROBES = 10  # looks at the model on the grid, at most
+GRID_ENOUGH = 6  # of them, where one of them fooled
+GRID_GROWTH = 4.0  # of an effect beyond 1 that fails
 GRID_START = 1.05  # effect of the first one, in units of the continuous perturbation's
 GRID_MOST = 1e6  # an effect that takes all that the pixels may take
 GRID_CLOSE = 1.01  # ratio of effects that is not worth another look
-BISECTIONS = 14  # of an addend in [0, 1], for a wanted effect
 
 
 def probes(refine: int) -> int:
@@ -100,7 +101,7 @@ class Grid:
         return torch.where((place - near).abs() < 1e-3, near, place)
 
     def _places(self, addend: Tensor) -> Tensor:
-        """Equation 16 with 1 − τ = addend (B,); 0.5 rounds, more than 1 moves every pixel further."""
+        """Equation 16 with 1 − τ = addend (B,), a whole number of 0 or more: n moves all pixels n values further."""
         size = self.delta.abs() + addend[:, None, None, None]
         up, down = (self.start + size).floor(), (self.start - size).ceil()
         moved = torch.where(self.delta > 0, up, torch.where(self.delta < 0, down, self.start.round()))
@@ -121,20 +122,35 @@ class Grid:
         boundary points along the slope. What is out of reach is answered with all that there is.
         """
         wanted = effect.double() * self.delta.square().sum((1, 2, 3))
-        most = float(self.levels)
-        least, enough = torch.zeros_like(wanted), torch.full_like(wanted, most)
-        one = torch.ones_like(wanted)
-        reached = self._effect(one) >= wanted
-        enough = torch.where(reached, one, enough)
-        least = torch.where(reached, least, one)
-        for _ in range(BISECTIONS):
-            middle = (least + enough) / 2
-            reached = self._effect(middle) >= wanted
-            enough, least = torch.where(reached, middle, enough), torch.where(reached, least, middle)
-        return self._values(self._places(enough))
+        whole = self._whole(wanted)
+        below, above = self._places(whole), self._places(whole + 1)
+        # Between two whole addends each pixel moves once, the one nearest to its next value first.
+        end = self.start + self.delta
+        rest = torch.where(self.delta > 0, end.floor() + 1 - end, end - end.ceil() + 1)
+        order = rest.flatten(1).argsort(dim=1, stable=True)
+        gains = ((above - below) * self.delta).flatten(1).gather(1, order)
+        reached = self._effect(below)[:, None] + gains.cumsum(1) - gains < wanted[:, None]
+        moves = torch.zeros_like(reached).scatter(1, order, reached).view_as(below)
+        return self._values(torch.where(moves, above, below))
 
-    def _effect(self, addend: Tensor) -> Tensor:
-        return ((self._places(addend) - self.start) * self.delta).sum((1, 2, 3))
+    def _whole(self, wanted: Tensor) -> Tensor:
+        """The largest whole addend (B,) whose effect is not enough; 0 at least."""
+        least, enough = torch.zeros_like(wanted), torch.full_like(wanted, float(self.levels))
+        enough = torch.where(self._effect(self._places(least + 1)) >= wanted, least + 1, enough)
+        while bool((enough - least > 1).any()):
+            middle = ((least + enough) / 2).floor()
+            reached = self._effect(self._places(middle)) >= wanted
+            enough, least = torch.where(reached, middle, enough), torch.where(reached, least, middle)
+        return least
+
+    def _effect(self, places: Tensor) -> Tensor:
+        return ((places - self.start) * self.delta).sum((1, 2, 3))
+
+
+def effect_of(change: Tensor, delta: Tensor) -> Tensor:
+    """Effect (B,) of a change along a perturbation, in units of the perturbation's own."""
+    exact = delta.double()
+    return (change.double() * exact).sum((1, 2, 3)) / exact.square().sum((1, 2, 3))
 
 
 def next_effect(fails: Tensor, fools: Tensor, probe: Tensor) -> Tensor:
@@ -142,7 +158,7 @@ def next_effect(fails: Tensor, fools: Tensor, probe: Tensor) -> Tensor:
 
     Until one has fooled it grows faster and faster; the last probe takes all there is.
     """
-    grown = 1 + (fails - 1).clamp(min=GRID_START - 1) * 2.5
+    grown = 1 + (fails - 1).clamp(min=GRID_START - 1) * GRID_GROWTH
     grown = torch.where(probe >= GRID_PROBES, GRID_MOST, grown)
     first = torch.where(fails < GRID_START, GRID_START, grown)
     return torch.where(fools.isinf(), first, (fails + fools) / 2)

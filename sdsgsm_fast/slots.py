@@ -219,6 +219,7 @@ class Slots:
         names = ["adv"]
         names += ["mean", "spread"] if s.moments else ["momentum"] if s.decay else []
         names += ["best"] if s.probes else []
+        names += ["found"] if s.levels else []
         self.data |= {name: torch.empty_like(images) for name in names}
         if s.probes:
             self.data |= {name: images.new_zeros(self.size).double() for name in ("l2", "gap", "fails", "fools")}
