@@ -22,6 +22,7 @@ from .gradients import AdaBelief, Extra, ordered
 from .kernels import ops
 from .loop import Loop
 from .model.classifier import Classifier, Model
+from .occlusion import of_one_batch
 from .result import AttackResult, Judge, Passes
 from .search import SearchModel, spec_of
 from .slots import Batch, Flags, Ints, LoopSettings
@@ -87,8 +88,9 @@ class Attack:
     ----------
     model
         A differentiable classifier, `nn.Module` or callable: normalised images (B, C, H, W) to
-        logits (B, K ≥ 2), or to an object with `.logits`. It is used in eval mode and left as it
-        was: flags, gradients, buffers and the global random state. `Ensemble` makes one of many.
+        logits (B, K), or to an object or mapping that has them as "logits"; one logit z, (B, 1),
+        means two classes, [0, z]. It is used in eval mode and left as it was: flags, gradients,
+        buffers and the global random state. `Ensemble` makes one of many.
     eps
         ε, the largest change of a pixel inside the domain, in units of the images; a number, or
         (B,).
@@ -135,7 +137,8 @@ class Attack:
         the device's.
     batch_size
         Images that are attacked at once; one that is done makes room for the next. None for what
-        suits the device: 64 on a CPU.
+        suits the device: 64 on a CPU. 1 suits a model that takes no larger batches, occlusion
+        included.
     cuda_graphs
         Replay the search's passes as CUDA graphs, recorded once for each size of batch: for models
         whose kernels are shorter than their launches. Needs images on a CUDA device, a precision
@@ -208,7 +211,7 @@ class Attack:
         refine: int = 0,
         levels: int | None = None,
     ) -> None:
-        self.classifier = Classifier(model, mean=mean, std=std, precision=precision)
+        self.classifier = Classifier(model, mean=mean, std=std, precision=precision, batch_size=batch_size)
         self.eps = _setting("eps", eps)
         self.alpha = _setting("alpha", self.eps / 8 if alpha is None else alpha)
         self.steps = steps
@@ -312,6 +315,8 @@ class Attack:
         for name in ("eps", "alpha", "background", "domain"):
             if isinstance(getattr(self, name), Tensor):
                 raise ValueError(f"{name}: a stream takes one setting for all images, not a tensor")
+        if isinstance(self.domain, Occlusion) and of_one_batch(self.domain.fill):
+            raise ValueError("fill: a stream takes one fill for all images, not one an image")
         if device is not None:
             checks.usable("device", device)
         return self._stream(iter(batches), device)

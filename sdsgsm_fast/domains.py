@@ -16,7 +16,7 @@ from .common.progress import Progress
 from .common.windows import Pair, Windows, as_pair
 from .kernels import ops
 from .model.classifier import Classifier
-from .occlusion import METHODS, Scorer
+from .occlusion import METHODS, Fill, Scorer, check_fill
 
 RULES = ("top", "threshold", "flip", "soft")
 
@@ -209,7 +209,8 @@ class Occlusion:
         Size and distance of the windows in pixels, an int or (rows, columns); `stride` defaults to
         `patch`.
     fill
-        Value of zeroed-out pixels in the images' own space; one, or one a channel.
+        What zeroed-out pixels become: a value, one a channel, a tensor (C, H, W) or (B, C, H, W),
+        "mean" or "blur", as in `occlusion_map`.
     score
         "prob", "log_prob", "logit" or "margin".
     rule, coverage, threshold
@@ -231,7 +232,7 @@ class Occlusion:
 
     patch: Pair = 4
     stride: Pair | None = None
-    fill: float | tuple[float, ...] = 0.0
+    fill: Fill = 0.0
     score: str = "prob"
     rule: str = "top"
     coverage: float = 0.25
@@ -248,7 +249,7 @@ class Occlusion:
     def check(self, images: Tensor) -> None:
         """Raise ValueError if the windows or the fill do not fit images (B, C, H, W)."""
         self.windows(images)
-        checks.per_channel("fill", self.fill, images.shape[1])
+        check_fill(self.fill, images)
 
     def windows(self, images: Tensor) -> Windows:
         """Windows over images (B, C, H, W)."""

@@ -10,6 +10,8 @@ from torch import Tensor
 from . import metrics
 from .model.classifier import Classifier
 
+JUDGED_AT_ONCE = 256  # images of a pass
+
 
 def fooled(logits: Tensor, labels: Tensor, target: Tensor | None) -> Tensor:
     """Whether the predicted class is wrong, or is the target, (B,) bool."""
@@ -31,7 +33,8 @@ class Judge:
             return torch.zeros(0, dtype=torch.bool, device=images.device)
         target = None if self.target is None else self.target[rows]
         with self.classifier.frozen():
-            return fooled(self.classifier.logits(images), self.labels[rows], target)
+            logits = torch.cat([self.classifier.logits(part) for part in torch.split(images, JUDGED_AT_ONCE)])
+            return fooled(logits, self.labels[rows], target)
 
 
 @dataclass(frozen=True)

@@ -11,10 +11,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..common.windows import Windows
 from ..kernels.calls import Paste
 from .layer import Layer, written
 from .network import channels_last
 from .plan import Cut, Plan, table
+
+FILLING = -1
+"""Key among the clean maps of the images whose pixels windows are filled with."""
 
 
 class PlanRunner:
@@ -25,19 +29,25 @@ class PlanRunner:
     plan
         What to do.
     fill
-        (C,), what zeroed-out pixels become, as the model takes them.
-    patch
-        Size of a window.
-    backend
+        (C,), what zeroed-out pixels become, as the model takes them; None for what the maps of
+        `FILLING` hold.
+    windows
+        What is zeroed out.
+    device, backend
         Who pastes; see `ops.paste`.
     """
 
-    def __init__(self, plan: Plan, fill: Tensor, patch: tuple[int, int], backend: str) -> None:
-        self.plan, self.backend = plan, backend
+    def __init__(self, plan: Plan, fill: Tensor | None, windows: Windows, device: torch.device, backend: str) -> None:
+        self.plan, self.backend, self.patch = plan, backend, windows.patch
         self.steps = plan.network.steps
-        self.fill = channels_last(fill.to(plan.network.dtype)[None, :, None, None].expand(1, -1, *patch))
+        self.fill = None
+        if fill is not None:
+            self.fill = channels_last(fill.to(plan.network.dtype)[None, :, None, None].expand(1, -1, *windows.patch))
         cuts = [cut for action in plan.actions for cut in action.cuts if cut is not None]
-        self.tables = {id(cut): (table(cut.rows, fill.device), table(cut.cols, fill.device)) for cut in cuts}
+        self.tables = {id(cut): (table(cut.rows, device), table(cut.cols, device)) for cut in cuts}
+        starts = [[(k * step, 0, 0) for k in places]
+                  for step, places in zip(windows.stride, (plan.rows, plan.cols), strict=True)]  # fmt: skip
+        self.starts = [torch.tensor(places, dtype=torch.int32, device=device) for places in starts]
         self.dying = plan.network.dying({plan.network.output})
 
     def logits(self, clean: dict[int, Tensor], image: Tensor, row: Tensor, col: Tensor) -> Tensor:
@@ -51,6 +61,10 @@ class PlanRunner:
 
     def _logits(self, clean: dict[int, Tensor], where: tuple[Tensor, Tensor, Tensor]) -> Tensor:
         values: dict[int, Any] = {0: self.fill}
+        if self.fill is None:
+            (image, row, col), (rows, cols), (height, width) = where, self.starts, self.patch
+            taken = Paste(clean[FILLING], None, image, row, col, rows, cols, height, width, 0.0)
+            values[0] = written(taken, self.backend)
         whole: dict[int, Tensor] = {}
         for k, (step, action) in enumerate(zip(self.steps, self.plan.actions, strict=True)):
             if step.constant is not None:

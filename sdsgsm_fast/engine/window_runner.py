@@ -10,18 +10,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..common import checks
 from ..common.noise import noise_like
 from ..common.numerics import compute_dtype, logits_agree
 from ..common.windows import Windows
-from ..kernels import ops
 from ..model.classifier import Classifier
 from .cache import PlanCache
 from .lower import lower
-from .network import Network
+from .network import Network, channels_last
 from .onednn import onednn_enabled
 from .plan import Plan, Planner, clean_elements, clean_peak
-from .plan_runner import PlanRunner
+from .plan_runner import FILLING, PlanRunner
 from .trace import Graph, TraceError, trace
 
 # Of a chunk; with twice as much glibc hands pages back that are needed again at once.
@@ -82,7 +80,7 @@ class WindowRunner:
     planner
         Of the model's network and the windows.
     fill
-        What windows are filled with.
+        What windows are filled with: a value for each channel, or images (B, C, H, W).
     method
         "auto", "incremental" or "dense".
     backend, max_memory
@@ -99,7 +97,7 @@ class WindowRunner:
         classifier: Classifier,
         images: Tensor,
         planner: Planner,
-        fill: checks.PerChannel,
+        fill: tuple[float, ...] | Tensor,
         *,
         method: str,
         backend: str,
@@ -165,8 +163,8 @@ class WindowRunner:
         rows, cols = (torch.full((n,), -1, dtype=torch.int32) for n in (self.windows.rows, self.windows.cols))
         rows[list(plan.rows)] = torch.arange(len(plan.rows), dtype=torch.int32)
         cols[list(plan.cols)] = torch.arange(len(plan.cols), dtype=torch.int32)
-        runner = PlanRunner(plan, self.filled, self.windows.patch, self.backend)
         device = self.images.device
+        runner = PlanRunner(plan, self.filled, self.windows, device, self.backend)
         return _Part(runner, rows.to(device), cols.to(device), chunk)
 
     def agrees_on_noise(self) -> bool:
@@ -178,7 +176,9 @@ class WindowRunner:
         forwards, images = self.classifier.forwards, self.images
         window = (self.windows.rows - 1) * self.windows.cols + self.windows.cols // 2
         noise = noise_like(images)
-        zeroed = ops.occlude(noise, window, 1, patch=self.windows.patch, stride=self.windows.stride, fill=self.fill)
+        zeroed = noise.clone()
+        rows, cols = self.windows[window]
+        zeroed[:, :, rows, cols] = self._filling(0, 1)[:, :, rows, cols]
         self.forget()
         try:
             self.images = noise
@@ -286,17 +286,23 @@ class WindowRunner:
         found = self.network.run(self.classifier.inputs(self.images[first:stop]), wanted | sources)
         kept = {k: found[k] for k in sources}
         self.clean_maps, self.counted = (first, stop, {**self._constants, **kept}), False
+        if isinstance(self.fill, Tensor):
+            inputs = self.classifier.inputs(self._filling(first, stop))
+            self.clean_maps[2][FILLING] = channels_last(inputs.to(self.network.dtype))
         return found
 
-    def _fill(self) -> Tensor:
-        """The fill as the model takes it, (C,): a pixel's value, normalised."""
-        channels = self.images.shape[1]
-        value = torch.tensor(
-            checks.per_channel("fill", self.fill, channels),
-            dtype=compute_dtype(self.images), device=self.images.device,
-        )  # fmt: skip
-        pixel = value.to(self.images.dtype)[None, :, None, None]
-        return self.classifier.inputs(pixel).flatten()
+    def _filling(self, first: int, stop: int) -> Tensor:
+        """Images (n, C, H, W) of what windows of some images are filled with."""
+        if isinstance(self.fill, Tensor):
+            return self.fill[first:stop]
+        values = torch.tensor(self.fill, dtype=compute_dtype(self.images), device=self.images.device)
+        return values.to(self.images.dtype)[None, :, None, None].expand(stop - first, -1, *self.images.shape[2:])
+
+    def _fill(self) -> Tensor | None:
+        """The fill as the model takes it, (C,): a pixel's value, normalised; None for images."""
+        if isinstance(self.fill, Tensor):
+            return None
+        return self.classifier.inputs(self._filling(0, 1)[:, :, :1, :1]).flatten()
 
     def _budget(self) -> int | None:
         """Bytes that may be taken; None for what suits the CPU's cache."""
@@ -362,7 +368,7 @@ class CompiledWindows:
         clean: Tensor,
         *,
         windows: Windows,
-        fill: checks.PerChannel,
+        fill: tuple[float, ...] | Tensor,
         method: str,
         backend: str,
         max_memory: int | None,
@@ -390,7 +396,7 @@ class CompiledWindows:
     def _plans_of_model(self) -> WindowPlans:
         """The last model's plans again if it has not changed since, else those of this one."""
         classifier, images = self.classifier, self.images
-        fill = checks.per_channel("fill", self.fill, images.shape[1])
+        fill = "images" if isinstance(self.fill, Tensor) else self.fill
         settings = (
             *(self.windows, fill, self.method, self.backend, self.max_memory),
             *(classifier.mean, classifier.std, images.dtype, images.device, onednn_enabled()),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Protocol
 
@@ -40,18 +40,22 @@ class Classifier:
     ----------
     model
         An `nn.Module` or any differentiable callable: normalised images (B, C, H, W) to logits
-        (B, K), or to an object with the attribute `logits`.
+        (B, K), or to an object or mapping that has them as "logits"; see `logits_of`.
     mean, std
         The model's normalisation (x − mean)/std, one value or one a channel; None for none.
     precision
         "float32" is the model in its own precision. "bfloat16" lets `logits_and_leaf` run under bfloat16
         autocast where it is called with ``search=True`` and there is no surrogate.
         "auto" leaves the choice to whoever searches.
+    batch_size
+        See below.
 
     Attributes
     ----------
     precision : str
         As given.
+    batch_size : int or None
+        Images that `logits` and occlusion give to the model at once, at most; None for no limit.
     forwards : int
         Images that have passed through the model since construction, zeroed-out copies included.
     reduced : bool
@@ -67,6 +71,7 @@ class Classifier:
         mean: checks.PerChannel | None = None,
         std: checks.PerChannel | None = None,
         precision: str = "auto",
+        batch_size: int | None = None,
     ) -> None:
         if not callable(model):
             raise TypeError(f"model: expected a callable, found {type(model).__name__}")
@@ -75,6 +80,7 @@ class Classifier:
         self.mean = _numbers(mean)
         self.std = _numbers(std)
         self.precision = precision
+        self.batch_size = batch_size
         self.reduced = precision == "bfloat16"
         self.surrogate: SurrogateModel | None = None
         self.forwards = 0
@@ -196,7 +202,9 @@ class Classifier:
     @torch.no_grad()
     def logits(self, images: Tensor, *, reduced: bool = False) -> Tensor:
         """Logits (B, K) of images in their bounds, without gradient."""
-        return self.forward(self.inputs(images), reduced=reduced)
+        parts = torch.split(images, self.batch_size) if self.batch_size and len(images) else (images,)
+        found = [self.forward(self.inputs(part), reduced=reduced) for part in parts]
+        return torch.cat(found) if len(found) > 1 else found[0]
 
     def logits_and_leaf(self, images: Tensor, *, search: bool = False) -> tuple[Tensor, Tensor]:
         """Logits of images in their bounds and the leaf that `gradient` differentiates for."""
@@ -251,14 +259,29 @@ class Classifier:
 def logits_of(output: Any) -> Tensor:
     """The logits in what a model returned.
 
+    That is a tensor, or an object's `.logits`, or a mapping's "logits". A single logit z, (B, 1),
+    means two classes, [0, z]: class 1 where z is above 0.
+
     Raises
     ------
     TypeError
-        If there are none.
+        If there are none; for a tuple the message says how to wrap the model.
     """
-    logits = output if isinstance(output, Tensor) else getattr(output, "logits", None)
+    if isinstance(output, (tuple, list)):
+        kinds = ", ".join(type(part).__name__ for part in output[:4]) + (", …" if len(output) > 4 else "")
+        raise TypeError(
+            f"model: expected logits, found a {type(output).__name__} of ({kinds}); wrap it so that it returns "
+            "one of them, for instance lambda x: model(x)[0], or as an nn.Module that holds the model"
+        )
+    logits = output.get("logits") if isinstance(output, Mapping) else getattr(output, "logits", None)
+    logits = output if isinstance(output, Tensor) else logits
     if not isinstance(logits, Tensor):
-        raise TypeError(f"model: expected a tensor or an object with .logits as output, found {type(output).__name__}")
+        found = type(output).__name__
+        if isinstance(output, Mapping):
+            found += f" with {', '.join(map(repr, list(output)[:8])) or 'nothing'}"
+        raise TypeError(f'model: expected a tensor, an object with .logits or a mapping with "logits", found {found}')
+    if logits.ndim == 2 and logits.shape[1] == 1:
+        return torch.cat((torch.zeros_like(logits), logits), 1)
     return logits
 
 

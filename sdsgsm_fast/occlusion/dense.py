@@ -10,7 +10,6 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
-from ..common import checks
 from ..common.windows import Windows
 from ..kernels import ops
 from ..model.classifier import Classifier
@@ -30,7 +29,7 @@ class DenseRunner:
     classifier, images
         The model and the batch (B, C, H, W).
     windows, fill
-        What is zeroed out, and with what.
+        What is zeroed out, and with what: a value for each channel, or images (B, C, H, W).
     reduced
         Run under bfloat16 autocast.
     backend, max_memory
@@ -42,7 +41,7 @@ class DenseRunner:
         classifier: Classifier,
         images: Tensor,
         windows: Windows,
-        fill: checks.PerChannel,
+        fill: tuple[float, ...] | Tensor,
         *,
         reduced: bool,
         backend: str,
@@ -98,6 +97,12 @@ class DenseRunner:
     def _copies(self, rows: slice, first: int, count: int) -> Tensor:
         """Zeroed-out copies as the model takes them."""
         c = self.classifier
+        if isinstance(self.fill, Tensor):
+            copies = self.images[rows].repeat_interleave(count, 0)
+            for i in range(count):
+                y, x = self.windows[first + i]
+                copies[i::count, :, y, x] = self.fill[rows, :, y, x]
+            return c.inputs(copies)
         return ops.occlude(
             self.images[rows], first, count, patch=self.windows.patch, stride=self.windows.stride,
             fill=self.fill, mean=c.mean, std=c.std, dtype=c.input_dtype(self.images),
@@ -112,6 +117,7 @@ def chunk_size(classifier: Classifier, images: Tensor, max_memory: int | None) -
     copy needs at once.
     """
     most = CUDA_CHUNK if images.is_cuda else _cached_copies(images)
+    most = min(most, classifier.batch_size or most)
     if max_memory is None and not images.is_cuda:
         return most
     if max_memory is None:

@@ -12,6 +12,7 @@ from ..common.windows import Pair, Windows
 from ..kernels import ops
 from ..model.classifier import Classifier, Model
 from .dense import chunk_size
+from .fill import Fill, check_fill
 from .scoring import Scorer
 
 METHODS = ("auto", "dense", "incremental")
@@ -25,7 +26,7 @@ def occlusion_scores(
     patch: Pair = 4,
     stride: Pair | None = None,
     score: str = "prob",
-    fill: checks.PerChannel = 0.0,
+    fill: Fill = 0.0,
     bounds: tuple[float, float] = (0.0, 1.0),
     mean: checks.PerChannel | None = None,
     std: checks.PerChannel | None = None,
@@ -33,6 +34,7 @@ def occlusion_scores(
     precision: str = "auto",
     backend: str = "auto",
     max_memory: int | None = None,
+    batch_size: int | None = None,
     progress: bool | Progress = False,
 ) -> Tensor:
     """Sensitivity S of each window: METHOD.md, equation 1 (after Zeiler & Fergus 2014).
@@ -41,7 +43,8 @@ def occlusion_scores(
     ----------
     model
         A classifier, `nn.Module` or callable: normalised images to logits (B, K), or to an object
-        with `.logits`. It is left as it was.
+        or mapping that has them as "logits"; one logit z, (B, 1), means two classes, [0, z]. It is
+        left as it was.
     images
         (B, C, H, W) floating, in `bounds`.
     labels
@@ -52,7 +55,9 @@ def occlusion_scores(
     score
         φ: "prob" (softmax probability), "log_prob", "logit" or "margin".
     fill
-        Value of zeroed-out pixels, in the images' own space; one, or one a channel.
+        What zeroed-out pixels become, in the images' own space: a value, one a channel, a tensor
+        (C, H, W) or (B, C, H, W) whose pixels are taken, "mean" (of the image, each channel) or
+        "blur" (the image, blurred by a Gaussian of a twentieth of its longer side).
     bounds
         (lo, hi) of the pixel values.
     mean, std
@@ -68,6 +73,9 @@ def occlusion_scores(
         "auto", "reference", "native" or "triton": who zeroes out the windows.
     max_memory
         Bytes of scratch space to stay within, approximately; None for no limit but the device's.
+    batch_size
+        Images or copies that the model gets at once, at most; None for what suits the device. 1
+        suits a model that takes no larger batches.
     progress
         True for a line on the terminal, or a callback ``progress(stage, done, total)``.
 
@@ -87,10 +95,12 @@ def occlusion_scores(
     checks.choice("backend", backend, ops.BACKENDS)
     if max_memory is not None:
         checks.integer("max_memory", max_memory, 1)
-    classifier = Classifier(model, mean=mean, std=std, precision=precision)
+    if batch_size is not None:
+        checks.integer("batch_size", batch_size, 1)
+    classifier = Classifier(model, mean=mean, std=std, precision=precision, batch_size=batch_size)
     checks.image_batch("images", images)
     windows = Windows.over(images.shape[2], images.shape[3], patch, stride)
-    checks.per_channel("fill", fill, images.shape[1])
+    check_fill(fill, images)
     checks.values_in_bounds(images, checks.pixel_bounds(bounds))
     classifier.check(images)
     if labels is not None:
@@ -120,7 +130,7 @@ def occlusion_map(
     patch: Pair = 4,
     stride: Pair | None = None,
     score: str = "prob",
-    fill: checks.PerChannel = 0.0,
+    fill: Fill = 0.0,
     bounds: tuple[float, float] = (0.0, 1.0),
     mean: checks.PerChannel | None = None,
     std: checks.PerChannel | None = None,
@@ -128,6 +138,7 @@ def occlusion_map(
     precision: str = "auto",
     backend: str = "auto",
     max_memory: int | None = None,
+    batch_size: int | None = None,
     progress: bool | Progress = False,
 ) -> Tensor:
     """Occlusion map: a pixel's value is the mean score of the windows over it (equation 2).
@@ -143,7 +154,7 @@ def occlusion_map(
     scores = occlusion_scores(
         model, images, labels,
         patch=patch, stride=stride, score=score, fill=fill, bounds=bounds, mean=mean, std=std,
-        method=method, precision=precision, backend=backend, max_memory=max_memory,
+        method=method, precision=precision, backend=backend, max_memory=max_memory, batch_size=batch_size,
         progress=progress,
     )  # fmt: skip
     height, width = images.shape[2:]

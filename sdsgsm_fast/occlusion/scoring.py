@@ -17,6 +17,7 @@ from ..engine import CompiledWindows
 from ..model.classifier import Classifier
 from ..model.precision import bfloat16_gain
 from .dense import DenseRunner
+from .fill import Fill, constants
 
 Undecided = Callable[[Tensor, Tensor], Tensor]
 """``undecided(scores, doubt)``, (B, windows) each → the windows whose doubt leaves the domain open."""
@@ -116,21 +117,22 @@ class Scorer:
         *,
         windows: Windows,
         score: str,
-        fill: checks.PerChannel,
+        fill: Fill,
         method: str,
         backend: str,
         max_memory: int | None,
         progress: Progress | None,
     ) -> None:
         self.classifier, self.images, self.classes, self.clean = classifier, images, classes, clean
-        self.windows, self.phi, self.fill, self.method = windows, score, fill, method
+        self.windows, self.phi, self.method = windows, score, method
+        self.fill = constants(fill, images)
         self.backend, self.max_memory, self.progress = backend, max_memory, progress
         self.compiled: CompiledWindows | None = None
         self._dense: dict[bool, DenseRunner] = {}
         try:
             self.compiled = CompiledWindows(
                 classifier, images, clean,
-                windows=windows, fill=fill, method=method, backend=backend, max_memory=max_memory,
+                windows=windows, fill=self.fill, method=method, backend=backend, max_memory=max_memory,
             )  # fmt: skip
         except Exception as error:  # whatever it stumbles over, the model itself runs
             if method == "incremental":
