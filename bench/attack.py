@@ -42,8 +42,8 @@ from torch import Tensor, nn
 
 from sdsgsm_fast import BIM, PGD, SDSGSM, Attack, Occlusion, SmoothingOnly, decision_domain, ops
 from sdsgsm_fast.common.windows import Windows
-from sdsgsm_fast.data.images import photo_crops
 from sdsgsm_fast.data.photonet import MEAN, STD, load_photonet
+from sdsgsm_fast.data.photos import photo_crops
 from sdsgsm_fast.loop import Loop
 
 sys.path.append(str(Path(__file__).parents[1] / "scripts"))

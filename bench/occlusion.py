@@ -38,8 +38,8 @@ from torch import Tensor, nn
 
 from sdsgsm_fast import Occlusion, decision_domain, occlusion_map, ops
 from sdsgsm_fast.common.windows import Windows
-from sdsgsm_fast.data.images import photo_crops
 from sdsgsm_fast.data.photonet import MEAN, STD, load_photonet
+from sdsgsm_fast.data.photos import photo_crops
 from sdsgsm_fast.domains import CleanBatch
 from sdsgsm_fast.model.classifier import Classifier
 from sdsgsm_fast.model.precision import bfloat16_pays

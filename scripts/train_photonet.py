@@ -17,8 +17,8 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from sdsgsm_fast.data.images import photo_crops
 from sdsgsm_fast.data.photonet import MEAN, STD, WEIGHTS, PhotoNet
+from sdsgsm_fast.data.photos import photo_crops
 
 
 def augment(images: Tensor) -> Tensor:

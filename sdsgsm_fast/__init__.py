@@ -9,6 +9,7 @@ heat = occlusion_map(model, images, labels, patch=4)
 from . import gradients
 from .attack import Attack
 from .common.machine import package_version
+from .data import images, models
 from .domains import Gradient, Occlusion, decision_domain
 from .kernels import ops
 from .metrics import Metrics
@@ -58,6 +59,8 @@ __all__ = [
     "SpatialOnly",
     "decision_domain",
     "gradients",
+    "images",
+    "models",
     "occlusion_map",
     "occlusion_scores",
     "ops",

@@ -217,7 +217,7 @@ class Blocked:
             raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
 sys.meta_path.insert(0, Blocked())
 {ATTACK}
-from sdsgsm_fast.data.images import photo_crops
+from sdsgsm_fast.data.photos import photo_crops
 from sdsgsm_fast.data.photonet import load_photonet
 for needs_extra in (lambda: photo_crops("test", 1), load_photonet):
     try:

@@ -14,8 +14,8 @@ from torch import Tensor
 from ..attack import Attack, Settings
 from ..common.optional import require
 from ..common.progress import Progress
-from ..data.images import CLASS_NAMES, photo_crops
 from ..data.photonet import MEAN, STD, load_photonet
+from ..data.photos import CLASS_NAMES, photo_crops
 from ..domains import Occlusion
 from ..kernels import ops
 from ..model.classifier import Classifier

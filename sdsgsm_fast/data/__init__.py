@@ -1,1 +1,1 @@
-"""The embedded photographs and the classifier of them."""
+"""Labelled images and classifiers from what people have, and those that ship with the package."""

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from sdsgsm_fast import SDSGSM, Occlusion, occlusion_map, ops
 from sdsgsm_fast.common.windows import Windows
-from sdsgsm_fast.data.images import photo_crops
 from sdsgsm_fast.data.photonet import MEAN, STD, load_photonet
+from sdsgsm_fast.data.photos import photo_crops
 from sdsgsm_fast.domains import UndecidedWindows
 from sdsgsm_fast.model import precision
 from sdsgsm_fast.model.precision import bfloat16_pays

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from sdsgsm_fast.cli.demo import load_scene
-from sdsgsm_fast.data.images import CLASS_NAMES, PHOTOS, _photographs, _territory, photo_crops
 from sdsgsm_fast.data.photonet import WEIGHTS, load_photonet
+from sdsgsm_fast.data.photos import CLASS_NAMES, PHOTOS, _photographs, _territory, photo_crops
 
 
 def test_crops_are_balanced_8bit_and_reproducible() -> None:
