@@ -3,23 +3,20 @@
 from __future__ import annotations
 
 import sys
-import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
 import torch
 
 from ..common.machine import machine, package_version
-from ..common.progress import Progress
 from ..kernels import backends
 
 try:
     import typer
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
-    from rich.progress import Progress as Bars
+
+    from .compare_command import compare
+    from .options import bars, check_backend, check_device, check_folder
 except ModuleNotFoundError as error:
     sys.exit(f"sdsgsm: the package {error.name!r} is missing: pip install 'sdsgsm-fast[cli]'")
 
@@ -57,45 +54,18 @@ def info() -> None:
         typer.echo(f"{name:<{width}}  {state}")
 
 
-def _check_backend(name: str) -> str:
-    if name not in backends.NAMES:
-        raise typer.BadParameter(f"{name!r} is not one of {', '.join(backends.NAMES)}")
-    return name
-
-
-def _check_device(name: str) -> str:
-    if name.split(":")[0] not in ("cpu", "cuda"):
-        raise typer.BadParameter(f"{name!r} is not cpu, cuda or cuda:N")
-    try:
-        torch.empty(0, device=name)
-    except (RuntimeError, AssertionError) as error:
-        raise typer.BadParameter(f"{name!r}: {str(error).splitlines()[0]}") from error
-    return name
-
-
-def _check_folder(path: Path) -> Path:
-    """Make the folder before any work, so that minutes of it are not lost."""
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=path):
-            pass
-    except OSError as error:
-        raise typer.BadParameter(f"cannot write to the folder {path}: {error.strerror}") from error
-    return path
-
-
 @app.command()
 def demo(
     backend: Annotated[
-        str, typer.Option(help=f"One of: {', '.join(backends.NAMES)}.", callback=_check_backend)
+        str, typer.Option(help=f"One of: {', '.join(backends.NAMES)}.", callback=check_backend)
     ] = "auto",
-    device: Annotated[str, typer.Option(help="Where to compute: cpu, cuda or cuda:N.", callback=_check_device)] = "cpu",
+    device: Annotated[str, typer.Option(help="Where to compute: cpu, cuda or cuda:N.", callback=check_device)] = "cpu",
     per_class: Annotated[int, typer.Option(min=1, max=1000, help="Test crops of each of the ten photographs.")] = 32,
     eps: Annotated[float, typer.Option(min=0.1, max=255, help="ε, in units of 1/255: 8 means 8/255.")] = 8.0,
     steps: Annotated[int, typer.Option(min=1, max=10_000, help="Largest number of updates.")] = 20,
     out: Annotated[
         Path,
-        typer.Option(help="Folder for table.json, table.md, figure.png.", callback=_check_folder),
+        typer.Option(help="Folder for table.json, table.md, figure.png.", callback=check_folder),
     ] = Path("sdsgsm-demo"),
 ) -> None:
     """Attack PhotoNet on crops of real photographs: a table, its JSON and a figure."""
@@ -114,7 +84,7 @@ def demo(
         f"clean accuracy {accuracy:.1%}; ε = {eps:g}/255, α = ε/8, {steps} steps"
     )
     outcomes = []
-    with _bars(console) as bar_of:
+    with bars(console) as bar_of:
         for outcome in scenes.run_attacks(scene, eps=eps / 255, steps=steps, backend=backend, progress=bar_of):
             outcomes.append(outcome)
             if not console.is_terminal:
@@ -138,22 +108,7 @@ def demo(
     console.print(f"wrote table.json, table.md and figure.png to {out}")
 
 
-@contextmanager
-def _bars(console: Console) -> Iterator[Callable[[str], Progress]]:
-    """Yield a function that gives each attack a progress bar of its own."""
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-    quiet = not console.is_terminal
-    with Bars(*columns, TimeElapsedColumn(), console=console, disable=quiet) as bars:
-
-        def bar_of(name: str) -> Progress:
-            task = bars.add_task(name, total=None)
-
-            def advance(stage: str, done: int, total: int) -> None:
-                bars.update(task, description=f"{name}: {stage}", completed=done, total=total)
-
-            return advance
-
-        yield bar_of
+app.command()(compare)
 
 
 def main() -> None:
