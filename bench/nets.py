@@ -162,3 +162,66 @@ def _calibrated(net: nn.Module, size: int) -> nn.Module:
     images = torch.rand(4 if size > 64 else 64, 3, size, size, generator=generator)
     net((images - 0.45) / 0.25)
     return net.eval()
+
+
+class PaddedShortcut(nn.Module):
+    """Every second pixel, then half of the new channels as zeros before and half after (option A)."""
+
+    def __init__(self, extra: int) -> None:
+        super().__init__()
+        self.extra = extra
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (B, C, H, W) to (B, C + extra, ⌈H/2⌉, ⌈W/2⌉)."""
+        half = self.extra // 2
+        return F.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, half, self.extra - half))
+
+
+class CifarBlock(nn.Module):
+    """Two 3×3 convolutions with batch norm and a shortcut without weights."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(outputs)
+        self.conv2 = nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(outputs)
+        self.shortcut = PaddedShortcut(outputs - inputs) if stride > 1 else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (B, inputs, H, W) to (B, outputs, H/stride, W/stride)."""
+        hidden = F.relu(self.bn1(self.conv1(x)))
+        return F.relu(self.bn2(self.conv2(hidden)) + self.shortcut(x))
+
+
+class CifarResNet(nn.Module):
+    """He et al. 2016, section 4.2: 6n + 2 layers for CIFAR-10. `mean` and `std` are what its weights expect."""
+
+    mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+    def __init__(self, depth: int) -> None:
+        super().__init__()
+        count = (depth - 2) // 6
+        self.conv1 = nn.Conv2d(3, 16, 3, 1, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(16)
+        for k, (inputs, outputs) in enumerate(((16, 16), (16, 32), (32, 64)), 1):
+            first = CifarBlock(inputs, outputs, 1 if k == 1 else 2)
+            rest = [CifarBlock(outputs, outputs, 1) for _ in range(count - 1)]
+            setattr(self, f"layer{k}", nn.Sequential(first, *rest))
+        self.linear = nn.Linear(64, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (B, 3, 32, 32) to logits (B, 10)."""
+        x = F.relu(self.bn1(self.conv1(x)))
+        x = self.layer3(self.layer2(self.layer1(x)))
+        return self.linear(x.mean((2, 3)))
+
+
+def resnet20() -> nn.Module:
+    """ResNet-20 for CIFAR-10, untrained."""
+    return CifarResNet(20)
+
+
+def resnet56() -> nn.Module:
+    """ResNet-56 for CIFAR-10, untrained."""
+    return CifarResNet(56)

@@ -9,7 +9,7 @@ from typing import Any
 from ..common.optional import require
 from .report import Row
 
-OWN = ("SD-SGSM", "MinimalSDSGSM")
+OWN = {"SD-SGSM": "black", "MinimalSDSGSM": "crimson", "MinimalSDSGSM, 8 bits": "darkorange"}
 MARKERS = "osD^vPX<>hp*d"
 
 
@@ -40,15 +40,16 @@ def _draw(
     require("matplotlib", extra="cli", purpose="the figures")
     from matplotlib import colormaps
     from matplotlib.figure import Figure
+    from matplotlib.ticker import NullFormatter, StrMethodFormatter
 
     figure = Figure(figsize=(9.5, 5.2), layout="constrained")
     axis = figure.subplots()
     colours = colormaps["tab20"].colors  # type: ignore[attr-defined]
     for k, name in enumerate(dict.fromkeys(row.name for row in rows)):
         mine = [row for row in rows if row.name == name and x(row) > 0]
-        own = name.startswith(OWN)
+        own = name in OWN
         style: dict[str, Any] = {
-            "marker": MARKERS[k % len(MARKERS)], "color": colours[k % len(colours)], "label": name,
+            "marker": MARKERS[k % len(MARKERS)], "color": OWN.get(name, colours[k % len(colours)]), "label": name,
             "linestyle": "-" if lines else "none", "linewidth": 2.2 if own else 1.0, "markersize": 8 if own else 5,
         }  # fmt: skip
         axis.plot([x(row) for row in mine], [y(row) for row in mine], **style)
@@ -57,6 +58,9 @@ def _draw(
         axis.set_yscale("log")
     else:
         axis.set_ylim(-0.02, 1.03)
+    for side in (axis.xaxis, axis.yaxis) if not lines else (axis.xaxis,):
+        side.set_major_formatter(StrMethodFormatter("{x:g}"))
+        side.set_minor_formatter(NullFormatter() if not lines else StrMethodFormatter("{x:g}"))
     axis.set_xlabel(x_label)
     axis.set_ylabel(y_label)
     axis.grid(visible=True, which="both", alpha=0.25)

@@ -77,9 +77,9 @@ class Rival:
         judge, adv = Judge(classifier, labels, None), images.clone()
         with classifier.frozen():
             skipped = torch.cat([classifier.logits(x).argmax(1) for x in torch.split(images, AT_ONCE)]) != labels
-        counted = Counted(classifier).eval()
-        rows = (~skipped).nonzero().flatten()
+        counted, rows = Counted(classifier), (~skipped).nonzero().flatten()
         with classifier.frozen(), torch.enable_grad():
+            counted.eval()  # held, so that the model's own modes come back
             for part in torch.split(rows, AT_ONCE):
                 found = self.attack(counted, images[part], labels[part], eps, steps).detach()
                 adv[part] = found.clamp(0, 1).to(adv.dtype)

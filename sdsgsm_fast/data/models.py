@@ -58,7 +58,8 @@ def load(spec: str, *, weights: str | Path | None = None) -> LoadedModel:
     ----------
     spec
         "photos": the embedded classifier. "package.module:factory" or "file.py:factory": what the
-        factory returns when called without arguments; it is your code and is executed. A file of
+        factory returns when called without arguments; it is your code and is executed. Its
+        attributes `mean` and `std`, where they are numbers, are the normalisation. A file of
         TorchScript (.pt, .pth, .ts) or of `torch.export` (.pt2). "timm:NAME", "torchvision:NAME",
         or "hf:DIRECTORY", a transformers image classifier in a local folder.
     weights
@@ -84,7 +85,9 @@ def load(spec: str, *, weights: str | Path | None = None) -> LoadedModel:
     if kind in ZOOS and rest:
         loaded = {"timm": _timm, "torchvision": _torchvision}[kind](spec, rest, weights is None)
     elif ":" in spec and rest.isidentifier():
-        loaded = LoadedModel(spec, _made(spec, kind, rest))
+        made = _made(spec, kind, rest)
+        mean, std = (_numbers(getattr(made, name, None)) for name in ("mean", "std"))
+        loaded = LoadedModel(spec, made, None, mean, std)
     else:
         _no_weights(spec, weights)
         return _in_eval(LoadedModel(spec, _exported(spec)))
@@ -277,6 +280,6 @@ def _hugging_face(spec: str, folder: Path) -> LoadedModel:
 
 def _numbers(values: Any) -> tuple[float, ...] | None:
     """Finite numbers, one a channel, or None."""
-    if values is None:
+    if not isinstance(values, (tuple, list)) or not values:
         return None
     return checks.per_channel("mean and std", [float(v) for v in values], len(values))
