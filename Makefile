@@ -50,6 +50,8 @@ $(VENV)/.installed: $(SOURCES) $(ROOT)/constraints.txt
 	$(BIN)/python -m pip install -q -c $(ROOT)/constraints.txt setuptools pybind11
 	$(BIN)/python -m pip install -q -c $(ROOT)/constraints.txt --no-build-isolation \
 		-e '$(ROOT)[cli,test]'
+	# It asks for torchvision, of which there is no CPU build on PyPI, and does not need it.
+	$(BIN)/python -m pip install -q -c $(ROOT)/constraints.txt --no-deps torchattacks
 	touch $@
 
 clean:
