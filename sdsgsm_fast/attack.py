@@ -188,7 +188,7 @@ class Attack:
         domain: Domain = Occlusion(),  # noqa: B008 (frozen)
         background: Setting = 0.5,
         relax: float | None = 0.6,
-        gain: float = 1.0,
+        gain: float = 0.5,
         decay: float = 0.0,
         normalize: str = "mean_abs",
         loss: str = "ce",

@@ -70,7 +70,7 @@ def test_growth_is_equation_14(net: nn.Module, images: Tensor) -> None:
         (g,) = torch.autograd.grad(F.cross_entropy(net(x), labels, reduction="sum"), x)
         g = g / g.abs().mean((1, 2, 3), keepdim=True)
         adv = (adv + 0.1 / 255 * 1.5**t * g.tanh()).clamp(images - EPS, images + EPS).clamp(0, 1)
-    found = Attack(net, alpha=0.1 / 255, growth=1.5, steps=5, **common)(images, labels)
+    found = Attack(net, alpha=0.1 / 255, growth=1.5, gain=1.0, steps=5, **common)(images, labels)
     assert torch.allclose(found, adv, atol=2e-6)
 
 
