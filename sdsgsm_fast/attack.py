@@ -582,8 +582,9 @@ class Attack:
             checks.image_index(index, images)
         for extra in self.gradient:
             extra.fits(images)
-        if self.levels is not None and images.dtype in (torch.float16, torch.bfloat16):
-            raise TypeError(f"levels: expected images of 32 or 64 bits, found {images.dtype}")
+        for name in ("levels", "refine"):  # rounding to 16 bits would undo what they find
+            if getattr(self, name) and images.dtype in (torch.float16, torch.bfloat16):
+                raise TypeError(f"{name}: expected images of 32 or 64 bits, found {images.dtype}; use .float()")
         if isinstance(self.domain, Tensor):
             checks.domain_tensor(self.domain, images)
         if isinstance(self.domain, Occlusion):

@@ -201,7 +201,7 @@ class Diversity(Extra):
         if draw[0] >= self.p:
             return image
         height, width = image.shape[2:]
-        least = int(self.rate * height)
+        least = int(round(self.rate * height, 9))  # 0.57·100 is 57, not 56.99…
         rows = least + int(draw[1] * (height - least))
         cols = max(1, round(rows * width / height))
         top, left = int(draw[2] * (height - rows + 1)), int(draw[3] * (width - cols + 1))

@@ -97,17 +97,24 @@ class Loop:
             chosen = done.nonzero()[0]
             adv = self.slots.get("adv", chosen)
             if self.settings.probes:
-                adv = self._refined(chosen, adv, success[chosen])
+                adv, success[chosen] = self._refined(chosen, adv, success[chosen])
             self.slots.retire(done, success, adv)
 
-    def _refined(self, chosen: Ints, adv: Tensor, success: Flags) -> Tensor:
-        """What came of refinement, for slots that are done."""
-        refined = self.slots.flags(self.slots.used["stage"][chosen] > 0)
-        adv = torch.where(refined[:, None, None, None], self.slots.get("best", chosen), adv)
+    def _refined(self, chosen: Ints, adv: Tensor, success: Flags) -> tuple[Tensor, Flags]:
+        """What came of refinement, for slots that are done: results and success."""
+        slots = self.slots
+        refined = slots.flags(slots.used["stage"][chosen] > 0)
+        adv = torch.where(refined[:, None, None, None], slots.get("best", chosen), adv)
         if self.settings.levels is None:
-            return adv
-        won = self.slots.flags(success)[:, None, None, None]
-        return torch.where(won, self.slots.get("found", chosen), self._grid(chosen, adv).nearest())
+            return adv, success
+        nearest = self._grid(chosen, adv).nearest()
+        adv = torch.where(slots.flags(success)[:, None, None, None], slots.get("found", chosen), nearest)
+        failed = chosen[~success]
+        for at in range(0, len(failed), self.chunk):  # the nearest point is another than those judged
+            some = failed[at : at + self.chunk]
+            place = slots.index(np.searchsorted(chosen, some))
+            success[np.isin(chosen, some)] = self._judged(some, adv[place])[0]
+        return adv, success
 
     def _grid(self, chosen: Ints, adv: Tensor) -> refine.Grid:
         """The grid of levels in the direction of some slots' perturbations."""
@@ -153,6 +160,8 @@ class Loop:
         near = (stage > 0) & (stage <= searched) & refine.needs_gradient(stage, s.refine)
         wanted = (searching & ~success & ~last) | near
         grad = gradient(wanted, near) if wanted.any() else slots.get("adv", part)
+        if s.probes and not wanted.all():  # others go on as well, whose gradient may be anything
+            grad = torch.where(slots.flags(wanted)[:, None, None, None], grad, 0)
         if not s.elsewhere:
             used["backward"] += wanted
         if s.probes and stage.any():
@@ -180,12 +189,15 @@ class Loop:
 
         return success, logits, gradient
 
-    def _judged(self, chosen: Ints) -> tuple[Flags, Tensor | None]:
-        """Who of some slots fools the model in its own precision, and logits; None of nobody."""
+    def _judged(self, chosen: Ints, adv: Tensor | None = None) -> tuple[Flags, Tensor | None]:
+        """Who of some slots fools the model in its own precision, and logits; None of nobody.
+
+        Judged are the iterates, or `adv` in their place.
+        """
         if not len(chosen):
             return np.zeros(0, dtype=bool), None
         slots = self.slots
-        logits, passes = self.classifier.verdicts(slots.get("adv", chosen))
+        logits, passes = self.classifier.verdicts(slots.get("adv", chosen) if adv is None else adv)
         slots.used["forward"][chosen] += passes.cpu().numpy()
         return _host(fooled(logits, slots.get("labels", chosen), slots.of("target", chosen))), logits
 
@@ -345,14 +357,16 @@ class Loop:
         adv, images, best = (slots.get(name, part)[rows] for name in ("adv", "images", "best"))
         tried = refine.effect_of(adv - images, best - images)
         fails, fools = slots.data["fails"][part], slots.data["fools"][part]
+        number = slots.used["stage"][part][chosen] - refine.probes(self.settings.refine)
+        wanted = refine.next_effect(fails[rows], fools[rows], slots.index(number))
+        exhausted = ~flags & (tried < wanted * (1 - 1e-9))  # the pixels may take no more
         better = flags & (tried < fools[rows])
         slots.data["found"][part][rows[better]] = adv[better]
         fails[rows] = torch.where(flags, fails[rows], tried.maximum(fails[rows]))
         fools[rows] = torch.where(better, tried, fools[rows])
-        probe = slots.used["stage"][part][chosen] - refine.probes(self.settings.refine)
-        enough = np.where(probe >= refine.GRID_ENOUGH, torch.inf, refine.GRID_CLOSE)
+        enough = np.where(number >= refine.GRID_ENOUGH, torch.inf, refine.GRID_CLOSE)
         close = fools[rows].isfinite() & (fools[rows] <= fails[rows].clamp(min=1e-9) * slots.index(enough))
-        stage[chosen[_host(close)]] = self.settings.probes + 1
+        stage[chosen[_host(close | exhausted)]] = self.settings.probes + 1
 
     def _probe(self, chosen: Ints, grad: Tensor) -> None:
         """Move images that are fooled to the next point to look at."""

@@ -15,7 +15,8 @@ OVERSHOOT = 0.01  # share of its length that a probe goes beyond the plane
 GRID_PROBES = 10  # looks at the model on the grid, at most
 GRID_ENOUGH = 6  # of them, where one of them fooled
 GRID_GROWTH = 4.0  # of an effect beyond 1 that fails
-GRID_START = 1.05  # effect of the first one, in units of the continuous perturbation's
+GRID_START = 1 - 1e-6  # effect of the first one, in units of the perturbation's own
+GRID_STEP = 0.05  # least share by which an effect grows that fails, before GRID_GROWTH
 GRID_MOST = 1e6  # an effect that takes all that the pixels may take
 GRID_CLOSE = 1.01  # ratio of effects that is not worth another look
 
@@ -86,6 +87,8 @@ class Grid:
         self, images: Tensor, delta: Tensor, low: Tensor, high: Tensor, levels: int, bounds: tuple[float, float]
     ) -> None:
         self.dtype, self.levels, self.bounds = images.dtype, levels, bounds
+        size = max(map(abs, bounds)) / (bounds[1] - bounds[0])
+        self.rounding = 8 * torch.finfo(images.dtype).eps * (levels - 1) * max(1.0, size)
         self.start = self._index(images)
         self.delta = delta.double() * ((levels - 1) / (bounds[1] - bounds[0]))
         # What lies between two values of the grid has the nearest one, even beyond its ε.
@@ -98,7 +101,7 @@ class Grid:
         lo, hi = self.bounds
         place = (values.double() - lo) * ((self.levels - 1) / (hi - lo))
         near = place.round()
-        return torch.where((place - near).abs() < 1e-3, near, place)
+        return torch.where((place - near).abs() < self.rounding, near, place)
 
     def _places(self, addend: Tensor) -> Tensor:
         """Equation 16 with 1 − τ = addend (B,), a whole number of 0 or more: n moves all pixels n values further."""
@@ -158,7 +161,7 @@ def next_effect(fails: Tensor, fools: Tensor, probe: Tensor) -> Tensor:
 
     Until one has fooled it grows faster and faster; the last probe takes all there is.
     """
-    grown = 1 + (fails - 1).clamp(min=GRID_START - 1) * GRID_GROWTH
+    grown = 1 + (fails - 1).clamp(min=GRID_STEP) * GRID_GROWTH
     grown = torch.where(probe >= GRID_PROBES, GRID_MOST, grown)
-    first = torch.where(fails < GRID_START, GRID_START, grown)
+    first = torch.where(fails > 0, grown, GRID_START)
     return torch.where(fools.isinf(), first, (fails + fools) / 2)

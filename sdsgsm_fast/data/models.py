@@ -279,7 +279,9 @@ def _hugging_face(spec: str, folder: Path) -> LoadedModel:
 
 
 def _numbers(values: Any) -> tuple[float, ...] | None:
-    """Finite numbers, one a channel, or None."""
+    """Finite numbers, one or one a channel, or None."""
+    if isinstance(values, (int, float)) and not isinstance(values, bool):
+        values = [values]
     if not isinstance(values, (tuple, list)) or not values:
         return None
     return checks.per_channel("mean and std", [float(v) for v in values], len(values))

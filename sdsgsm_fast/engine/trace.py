@@ -21,7 +21,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ..common.noise import noise_like
-from ..model.classifier import Classifier
+from ..model.classifier import Classifier, logits_of
 from .effects import EffectError, check_again, check_effects
 from .leaves import leaves, mapped
 from .own import OwnState
@@ -260,7 +260,7 @@ def _record(model: Any, inputs: Tensor, device: torch.device, differentiable: bo
     own = OwnState(model)
     try:
         with recorder, _RecordWhole(recorder):
-            output = model(inputs)
+            logits = logits_of(model(inputs))
     except TraceError:
         raise
     except Exception as error:  # whatever the model raises, it cannot be traced
@@ -268,9 +268,8 @@ def _record(model: Any, inputs: Tensor, device: torch.device, differentiable: bo
         raise TraceError(_reason(what, error)) from error
     finally:
         own.restore()
-    logits = output if isinstance(output, Tensor) else getattr(output, "logits", None)
     recorder.last = "output"
-    if not isinstance(logits, Tensor) or not recorder.made(logits):
+    if not recorder.made(logits):
         raise TraceError("output: the logits do not depend on the images")
     if not torch.equal(torch.get_rng_state(), random):
         raise TraceError("output: the model draws random numbers")

@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..common import checks
@@ -281,7 +282,7 @@ def logits_of(output: Any) -> Tensor:
             found += f" with {', '.join(map(repr, list(output)[:8])) or 'nothing'}"
         raise TypeError(f'model: expected a tensor, an object with .logits or a mapping with "logits", found {found}')
     if logits.ndim == 2 and logits.shape[1] == 1:
-        return torch.cat((torch.zeros_like(logits), logits), 1)
+        return F.pad(logits, (1, 0))
     return logits
 
 

@@ -336,3 +336,75 @@ def test_bad_settings_of_refinement(settings: dict[str, Any], message: str) -> N
 def test_levels_need_32_bits(net: nn.Module) -> None:
     with pytest.raises(TypeError, match="levels: expected images of 32 or 64 bits"):
         BIM(net, levels=256)(torch.rand(1, 3, 16, 16).half(), torch.tensor([0]))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_refinement_needs_32_bits(dtype: torch.dtype, net: nn.Module) -> None:
+    with pytest.raises(TypeError, match="refine: expected images of 32 or 64 bits"):
+        MinimalSDSGSM(net)(torch.rand(1, 3, 16, 16).to(dtype), torch.tensor([0]))
+
+
+def test_a_gradient_that_nobody_needs_may_be_anything() -> None:
+    """The root's slope at black is infinite: an image that looks at the grid there has no use for it."""
+
+    def model(x: Tensor) -> Tensor:
+        return torch.cat((10 * x.sqrt().sum((2, 3)), torch.full((len(x), 1), 1.0)), 1)
+
+    images = torch.tensor([2 / 255, 200 / 255]).view(2, 1, 1, 1)
+    settings: dict[str, Any] = {"levels": 256, "eps": 2 / 255, "alpha": 0.33 / 255, "precision": "float32"}
+    labels = torch.zeros(2, dtype=torch.int64)
+    alone = [BIM(model, **settings).run(images[i : i + 1], labels[:1]) for i in range(2)]
+    both = BIM(model, **settings).run(images, labels)
+    assert torch.equal(both.success, torch.cat([r.success for r in alone]))
+    assert torch.equal(both.adv, torch.cat([r.adv for r in alone]))
+
+
+class Brightness(nn.Module):
+    """Class 1 where the image is brighter than a value."""
+
+    def __init__(self, limit: float) -> None:
+        super().__init__()
+        self.limit = limit
+
+    def forward(self, x: Tensor) -> Tensor:
+        z = 100 * (x.mean((1, 2, 3)) - self.limit)
+        return torch.stack((-z, z), 1)
+
+
+@pytest.mark.parametrize(("levels", "eps"), [(2, 0.9995), (4, 0.333), (256, 7.9995 / 255), (1024, 3.001 / 1023)])
+def test_the_grid_stays_within_eps(levels: int, eps: float) -> None:
+    images = torch.full((1, 1, 4, 4), round(0.4 * (levels - 1)) / (levels - 1))
+    result = BIM(Brightness(float(images.mean()) + eps / 4), eps=eps, levels=levels, early_stop=False).run(
+        images, torch.tensor([0])
+    )
+    assert (result.adv - images).abs().max() <= eps + 2e-7
+
+
+def test_no_point_of_the_grid_is_looked_at_twice() -> None:
+    """Where ε is no multiple of a level, what is in reach may all fail."""
+    images = torch.full((1, 1, 2, 2), 100 / 255)
+    model = Brightness(102.5 / 255)
+    plain = BIM(model, eps=2.9 / 255, alpha=1.45 / 255).run(images, torch.tensor([0]))
+    result = BIM(model, eps=2.9 / 255, alpha=1.45 / 255, levels=256).run(images, torch.tensor([0]))
+    assert plain.success.all()
+    assert not result.success.any()
+    assert int(result.passes.forward - plain.passes.forward) <= 3
+
+
+@pytest.mark.parametrize("levels", [2, 3, 5])
+def test_success_is_that_of_the_result_also_where_the_attack_failed(levels: int) -> None:
+    torch.manual_seed(1)
+    net = convnet()
+    images = (torch.rand(60, 3, 16, 16) * (levels - 1)).round() / (levels - 1)
+    labels = predicted(net, images)
+    for steps in (1, 3):
+        result = BIM(net, eps=0.6, alpha=0.3, steps=steps, levels=levels).run(images, labels)
+        judged(net, result, labels)
+
+
+def test_an_iterate_on_the_grid_is_no_worse_for_it(net: nn.Module, images: Tensor, labels: Tensor) -> None:
+    settings: dict[str, Any] = {"eps": EPS, "alpha": 1 / 255}
+    plain = BIM(net, **settings).run(images, labels)
+    result = BIM(net, levels=256, **settings).run(images, labels)
+    assert torch.equal(result.success, plain.success)
+    assert (l2(result) <= l2(plain) + 1e-6).all()

@@ -134,3 +134,14 @@ def test_batches_of_one(precision: str, images: Tensor) -> None:
         occlusion_map(model, images, batch_size=0)
     streamed = list(BIM(model, **common).stream([(images, labels)]))
     assert torch.equal(streamed[0].success, BIM(model.net).run(images, labels).success)
+
+
+@pytest.mark.parametrize("kind", ["mapping", "single"])
+def test_such_models_are_traced(kind: str, images: Tensor) -> None:
+    model = Single().eval() if kind == "single" else Wrapped(convnet(), lambda z: {"logits": z})
+    attack = BIM(model)
+    labels = torch.zeros(10, dtype=torch.int64)
+    attack.run(images, labels)
+    assert attack.search.surrogate_for(images) is not None
+    dense = occlusion_scores(model, images, labels, patch=6, method="dense")
+    assert torch.allclose(occlusion_scores(model, images, labels, patch=6, method="incremental"), dense, atol=1e-5)
