@@ -158,6 +158,9 @@ class Loop:
             success, logits, gradient = self._evaluate(part, judged, last)
         stage = np.where(searching, success, used["stage"] + 1)
         near = (stage > 0) & (stage <= searched) & refine.needs_gradient(stage, s.refine)
+        if s.levels:
+            used["won"] += success & (used["stage"] > searched)
+            near |= (stage <= s.probes) & refine.by_slope(stage, used["won"], s.refine)
         wanted = (searching & ~success & ~last) | near
         grad = gradient(wanted, near) if wanted.any() else slots.get("adv", part)
         if s.probes and not wanted.all():  # others go on as well, whose gradient may be anything
@@ -359,11 +362,16 @@ class Loop:
         fails, fools = slots.data["fails"][part], slots.data["fools"][part]
         number = slots.used["stage"][part][chosen] - refine.probes(self.settings.refine)
         wanted = refine.next_effect(fails[rows], fools[rows], slots.index(number))
-        exhausted = ~flags & (tried < wanted * (1 - 1e-9))  # the pixels may take no more
-        better = flags & (tried < fools[rows])
+        number_won = slots.used["won"][part][chosen] - won
+        of_slope = refine.by_slope(slots.used["stage"][part][chosen], number_won, self.settings.refine)
+        # The pixels may take no more.
+        exhausted = ~flags & ~slots.flags(of_slope) & (tried < wanted * (1 - 1e-9))
+        before = (slots.data["found"][part][rows] - images).double().flatten(1).norm(dim=1)
+        l2 = (adv - images).double().flatten(1).norm(dim=1)
+        better = flags & (fools[rows].isinf() | (l2 < before))
         slots.data["found"][part][rows[better]] = adv[better]
         fails[rows] = torch.where(flags, fails[rows], tried.maximum(fails[rows]))
-        fools[rows] = torch.where(better, tried, fools[rows])
+        fools[rows] = torch.where(flags, tried.minimum(fools[rows]), fools[rows])
         enough = np.where(number >= refine.GRID_ENOUGH, torch.inf, refine.GRID_CLOSE)
         close = fools[rows].isfinite() & (fools[rows] <= fails[rows].clamp(min=1e-9) * slots.index(enough))
         stage[chosen[_host(close | exhausted)]] = self.settings.probes + 1
@@ -372,9 +380,11 @@ class Loop:
         """Move images that are fooled to the next point to look at."""
         slots, count = self.slots, refine.probes(self.settings.refine)
         stage = slots.used["stage"][chosen]
+        slope = refine.by_slope(stage, slots.used["won"][chosen], self.settings.refine)
         for mine, move in (
             (chosen[stage <= count], partial(self._along_boundary, grad)),
-            (chosen[stage > count], self._on_grid),
+            (chosen[(stage > count) & ~slope], self._on_grid),
+            (chosen[slope], partial(self._on_grid_by_slope, grad)),
         ):
             if len(mine):
                 slots.data["adv"][slots.index(mine)] = move(mine)
@@ -396,6 +406,12 @@ class Loop:
         probe = slots.index(slots.used["stage"][chosen]) - refine.probes(self.settings.refine)
         effect = refine.next_effect(slots.get("fails", chosen), slots.get("fools", chosen), probe)
         return self._grid(chosen, slots.get("best", chosen)).with_effect(effect)
+
+    def _on_grid_by_slope(self, grad: Tensor, chosen: Ints) -> Tensor:
+        """The few pixels of the last point that the slope says to change."""
+        slots, adv = self.slots, self.slots.get("adv", chosen)
+        slope = -self._sign * grad[slots.index(chosen)]
+        return self._grid(chosen, slots.get("best", chosen)).towards(adv, slope, slots.get("gap", chosen))
 
 
 def _constant(value: Tensor, leaf: Tensor) -> Tensor:

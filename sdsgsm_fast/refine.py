@@ -18,6 +18,8 @@ GRID_GROWTH = 4.0  # of an effect beyond 1 that fails
 GRID_START = 1 - 1e-6  # effect of the first one, in units of the perturbation's own
 GRID_STEP = 0.05  # least share by which an effect grows that fails, before GRID_GROWTH
 GRID_MOST = 1e6  # an effect that takes all that the pixels may take
+GRID_BY_SLOPE = 3  # probe from which on, while all have failed, the slope says what to change
+GRID_OVERSHOOT = 0.1  # share of the gap that such a probe goes beyond it
 GRID_CLOSE = 1.01  # ratio of effects that is not worth another look
 
 
@@ -29,6 +31,12 @@ def probes(refine: int) -> int:
 def needs_gradient(probe: npt.NDArray[np.int64], refine: int) -> npt.NDArray[np.bool_]:
     """Whether probes, from 1 on, are chosen by a gradient; of an odd number of passes the first is not."""
     return (refine % 2 == 0) | (probe > 1)
+
+
+def by_slope(probe: npt.NDArray[np.int64], won: npt.NDArray[np.int64], refine: int) -> npt.NDArray[np.bool_]:
+    """Whether probes go by the slope on the grid; `won` says how many on the grid have fooled."""
+    found: npt.NDArray[np.bool_] = (probe - probes(refine) >= GRID_BY_SLOPE) & (won == 0)
+    return found
 
 
 def damping(probe: Tensor, count: int) -> Tensor:
@@ -135,6 +143,21 @@ class Grid:
         reached = self._effect(below)[:, None] + gains.cumsum(1) - gains < wanted[:, None]
         moves = torch.zeros_like(reached).scatter(1, order, reached).view_as(below)
         return self._values(torch.where(moves, above, below))
+
+    def towards(self, adv: Tensor, slope: Tensor, gap: Tensor) -> Tensor:
+        """The fewest pixels of `adv` moved by a value of the grid that close a gap (B,), by its slope.
+
+        Near an edge of the boundary the perturbation's direction says little a value further on.
+        """
+        places, slope = self._index(adv).round(), slope.double()
+        moved = (places - slope.sign()).maximum(self.low).minimum(self.high)
+        lo, hi = self.bounds
+        gains = ((places - moved) * slope).flatten(1) * ((hi - lo) / (self.levels - 1))
+        gains, order = gains.sort(dim=1, descending=True, stable=True)
+        wanted = (1 + GRID_OVERSHOOT) * gap.double()
+        needed = (gains.cumsum(1) - gains < wanted[:, None]) & (gains > 0)
+        moves = torch.zeros_like(needed).scatter(1, order, needed).view_as(places)
+        return self._values(torch.where(moves, moved, places))
 
     def _whole(self, wanted: Tensor) -> Tensor:
         """The largest whole addend (B,) whose effect is not enough; 0 at least."""

@@ -22,11 +22,12 @@ Flags = npt.NDArray[np.bool_]
 
 SLOT = np.dtype(
     [("owner", object)]
-    + [(k, np.int64) for k in ("row", "place", "restart", "updates", "stage", "forward", "backward")]
+    + [(k, np.int64) for k in ("row", "place", "restart", "updates", "stage", "won", "forward", "backward")]
 )
 """What the host keeps of a slot: its image's batch, row and place, and counts.
 
-The stage is 0 while the image is not fooled, and then the number of its probe (`refine`)."""
+The stage is 0 while the image is not fooled, and then the number of its probe (`refine`); "won"
+says how many probes on the grid have fooled."""
 
 SLOT_DATA = ("images", "labels", "target", "domain", "eps", "alpha", "background")
 """Tensors that a slot has of its batch; besides these it has "adv" and what `Slots` adds."""
@@ -251,7 +252,7 @@ class Slots:
             self.used = self.used[kept]
             self.used["restart"][ready:] += 1
             self.used["updates"][ready:] = 0
-            self.used["stage"][ready:] = 0
+            self.used["stage"][ready:] = self.used["won"][ready:] = 0
         return grad
 
     def of(self, name: str, slots: slice | Ints) -> Tensor | None:
