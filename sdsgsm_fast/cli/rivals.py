@@ -119,11 +119,12 @@ def _adv_lib(name: str, **settings: Any) -> Run:
 
 
 def _torchattacks(name: str, **settings: Any) -> Run:
+    """An attack of torchattacks within ε, or within the `eps` of its settings."""
+
     def run(model: nn.Module, images: Tensor, labels: Tensor, eps: float, steps: int) -> Tensor:
         library = importlib.import_module("torchattacks")
         classes = model(images[:1]).shape[1]
-        given = {**settings, **({"n_classes": classes} if name in ("FAB", "AutoAttack") else {})}
-        attack = getattr(library, name)(model, eps=eps, **given)
+        attack = getattr(library, name)(model, **{"eps": eps, "n_classes": classes, **settings})
         found: Tensor = attack(images, labels)
         return found
 
@@ -137,7 +138,7 @@ RIVALS = {
         Rival("C&W", "foolbox", _foolbox("L2CarliniWagnerAttack", binary_search_steps=5, steps=200)),
         Rival("DDN-100", "adv_lib.attacks", _adv_lib("ddn", steps=100, levels=None)),
         Rival("DDN-100, 8 bits", "adv_lib.attacks", _adv_lib("ddn", steps=100, levels=256)),
-        Rival("FAB", "torchattacks", _torchattacks("FAB", norm="L2", steps=20, n_restarts=1)),
+        Rival("FAB", "torchattacks", _torchattacks("FAB", norm="L2", eps=1e3, steps=20, n_restarts=1)),
         Rival("AutoAttack", "torchattacks", _torchattacks("AutoAttack", norm="Linf", seed=0)),
     )
 }
