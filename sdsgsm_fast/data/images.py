@@ -8,9 +8,9 @@ from __future__ import annotations
 import io
 import json
 import math
+import os
 import tarfile
 import zipfile
-import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from ..common import checks
-from ..common.lines import first_line
+from ..common.lines import first_line, one_line
 from ..common.optional import require
 from . import photonet, photos
 from .unpickle import load_plain
@@ -31,6 +31,7 @@ from .unpickle import load_plain
 SUFFIXES = (".png", ".jpg", ".jpeg")
 MAX_BYTES = 8 * 2**30  # of arrays and of CIFAR's batches, uncompressed
 MAX_FILE = 256 * 2**20  # of one image file
+MAX_HEADER = 2**20  # of an archive's member
 MAX_PIXELS = 64 * 2**20  # of one image
 
 CIFAR = {
@@ -109,8 +110,8 @@ class ArraySet(ImageSet):
             raise ValueError(
                 f"{name}: expected integer labels of shape ({len(images)},), found {labels.dtype} of {labels.shape}"
             )
-        if len(labels) and labels.min() < 0:
-            raise ValueError(f"{name}: expected labels of at least 0, found {labels.min()}")
+        if len(labels) and not 0 <= labels.min() <= labels.max() < 2**31:
+            raise ValueError(f"{name}: expected labels from 0 on, found {labels.min()}..{labels.max()}")
         super().__init__(name, len(images), **known)
         self.images, self.labels = images, labels.astype(np.int64)
 
@@ -126,7 +127,7 @@ class FileSet(ImageSet):
     def __init__(self, name: str, entries: list[Entry], size: int | None, archive: Path | None, **known: Any) -> None:
         super().__init__(name, len(entries), **known)
         self.entries, self.size, self.archive = entries, size, archive
-        self._tar: tarfile.TarFile | None = None
+        self._tar: tuple[int, tarfile.TarFile, dict[str, tarfile.TarInfo]] | None = None  # and who opened it
         self._shape: tuple[int, ...] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
@@ -140,17 +141,25 @@ class FileSet(ImageSet):
         labels = torch.tensor([entry.label for entry in entries], dtype=torch.int64)
         return _unit(np.stack(pixels).transpose(0, 3, 1, 2).copy()), labels
 
+    def _member(self, name: str) -> Any:
+        """A regular file of the archive; a forked process opens the archive for itself."""
+        if self._tar is None or self._tar[0] != os.getpid():
+            assert self.archive is not None
+            archive = tarfile.open(self.archive, tarinfo=_Member)  # noqa: SIM115
+            self._tar = os.getpid(), archive, _members(archive, packed=_packed(self.archive))
+        _, archive, members = self._tar
+        if name not in members:
+            raise ValueError("it is no regular file any more")
+        return archive.extractfile(members[name])
+
     def _read(self, entry: Entry) -> npt.NDArray[np.uint8]:
-        where = f"{self.name}: {entry.name}"
+        where = f"{self.name}: {one_line(entry.name)}"
         try:
             if self.archive is None:
                 raw = _read_limited(Path(entry.name))
             else:
-                self._tar = self._tar or tarfile.open(self.archive)  # noqa: SIM115
-                member = self._tar.extractfile(entry.name)
-                assert member is not None
-                raw = member.read(MAX_FILE + 1)
-        except (OSError, tarfile.TarError, KeyError, EOFError) as error:
+                raw = self._member(entry.name).read(MAX_FILE + 1)
+        except Exception as error:  # of several kinds, by how the file is packed
             raise ValueError(f"{where}: cannot be read: {first_line(error)}") from error
         if len(raw) > MAX_FILE:
             raise ValueError(f"{where}: larger than {MAX_FILE} bytes")
@@ -179,6 +188,8 @@ def decoded(raw: bytes, where: str, size: int | None) -> npt.NDArray[np.uint8]:
         with image_module.open(io.BytesIO(raw), formats=("PNG", "JPEG")) as image:
             if image.width * image.height > MAX_PIXELS:
                 raise ValueError(f"{image.width}×{image.height} pixels, more than {MAX_PIXELS}")
+            if image.mode.startswith(("I", "F")):
+                raise ValueError(f"more than 8 bits a channel ({image.mode})")
             found = image.convert("RGB")
             if size is not None:
                 found = _resized(found, size)
@@ -188,11 +199,11 @@ def decoded(raw: bytes, where: str, size: int | None) -> npt.NDArray[np.uint8]:
 
 
 def _resized(image: Any, size: int) -> Any:
-    share = size / min(image.size)
-    width, height = (max(size, round(side * share)) for side in image.size)
-    left, top = (width - size) // 2, (height - size) // 2
+    """Cut out the middle square, and resize it."""
+    side = min(image.size)
+    left, top = (image.width - side) // 2, (image.height - side) // 2
     bilinear = require("PIL.Image", extra="cli", purpose="reading image files").Resampling.BILINEAR
-    return image.resize((width, height), bilinear).crop((left, top, left + size, top + size))
+    return image.resize((size, size), bilinear, box=(left, top, left + side, top + side))
 
 
 def _read_limited(path: Path) -> bytes:
@@ -229,8 +240,8 @@ def load(source: str | Path, *, split: str = "test", size: int | None = None) ->
     if str(source) == "photos":
         return _photos(split)
     path = Path(source)
-    if not path.exists():
-        raise ValueError(f"{source}: no such file or folder; 'photos' are the embedded images")
+    if not str(source) or not _exists(path):
+        raise ValueError(f"{one_line(str(source))}: no such file or folder; 'photos' are the embedded images")
     if path.is_dir():
         return _cifar_folder(path, split) or _class_folder(path, size)
     kinds = {".npz": _npz, ".safetensors": _safetensors}
@@ -239,6 +250,13 @@ def load(source: str | Path, *, split: str = "test", size: int | None = None) ->
     if ".tar" in path.suffixes or path.suffix in (".tgz", ".tar"):
         return _tar(path, split, size)
     raise ValueError(f"{path}: expected a folder, or a .tar, .tar.gz, .npz or .safetensors file")
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except OSError:  # a name that is too long
+        return False
 
 
 def _photos(split: str) -> ImageSet:
@@ -262,7 +280,7 @@ def _cifar_folder(path: Path, split: str) -> ImageSet | None:
 def _cifar(name: str, classes: int, split: str, opened: Any) -> ImageSet:
     """Read CIFAR's batches; `opened` gives a file by its name."""
     test, train, meta, label_key, names_key = CIFAR[classes]
-    parts, total = [], 0
+    parts = []
     for batch in [test] if split == "test" else train:
         with _present(opened, batch, name) as file:
             found = load_plain(file, f"{name}: {batch}")
@@ -273,11 +291,12 @@ def _cifar(name: str, classes: int, split: str, opened: Any) -> ImageSet:
             raise ValueError(f"{name}: {batch}: expected a list of {len(pixels)} {label_key!r}")
         if not all(type(label) is int and 0 <= label < classes for label in labels):
             raise ValueError(f"{name}: {batch}: expected labels of 0..{classes - 1}")
-        total += pixels.nbytes
         parts.append((pixels.reshape(-1, 3, 32, 32), np.array(labels, dtype=np.int64)))
     with _present(opened, meta, name) as file:
         names = load_plain(file, f"{name}: {meta}").get(names_key)
-    known = tuple(map(str, names)) if isinstance(names, list) and len(names) == classes else None
+    known = None
+    if isinstance(names, list) and len(names) == classes and all(type(n) in (str, bytes) for n in names):
+        known = tuple(n.decode("latin1") if isinstance(n, bytes) else n for n in names)
     mean, std = CIFAR_STATISTICS[classes]
     images, labels = (np.concatenate(values) for values in zip(*parts, strict=True))
     return ArraySet(name, images, labels, classes=known, mean=mean, std=std)
@@ -287,7 +306,7 @@ def _present(opened: Any, member: str, name: str) -> BinaryIO:
     try:
         file: BinaryIO = opened(member)
         return file
-    except (OSError, KeyError, tarfile.TarError) as error:
+    except Exception as error:  # of several kinds, by how the file is packed
         raise ValueError(f"{name}: {member} cannot be read: {first_line(error)}") from error
 
 
@@ -320,20 +339,20 @@ def _file_set(name: str, files: list[tuple[str, str]], size: int | None, archive
 def _tar(path: Path, split: str, size: int | None) -> ImageSet:
     """CIFAR's archive, or a tar of a folder a class; nothing is extracted."""
     try:
-        with tarfile.open(path) as archive:
-            members = _members(archive, packed=path.suffix != ".tar")
-            at = {PurePosixPath(name).name: name for name in members}
+        with tarfile.open(path, tarinfo=_Member) as archive:
+            members = _members(archive, packed=_packed(path))
+            at = {PurePosixPath(name).name: member for name, member in members.items()}
             for classes, (test, _, meta, *_) in CIFAR.items():
                 if test in at and meta in at:
                     return _cifar(str(path), classes, split, lambda name: archive.extractfile(at[name]))
-    except (OSError, EOFError, tarfile.TarError, zlib.error) as error:
+    except Exception as error:  # of several kinds, by how the file is packed
+        if str(error).startswith(str(path)):
+            raise
         raise ValueError(f"{path}: not a readable tar archive: {first_line(error)}") from error
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}" if str(path) not in str(error) else str(error)) from error
     files = [m for m in members.values() if PurePosixPath(m.name).suffix.lower() in SUFFIXES]
     large = [m.name for m in files if m.size > MAX_FILE]
     if large:
-        raise ValueError(f"{path}: {large[0]}: larger than {MAX_FILE} bytes")
+        raise ValueError(f"{path}: {one_line(large[0])}: larger than {MAX_FILE} bytes")
     parts = {m.name: PurePosixPath(m.name).parts for m in files}
     depth = 0
     while files and all(len(p) > depth + 2 for p in parts.values()) and len({p[depth] for p in parts.values()}) == 1:
@@ -342,11 +361,29 @@ def _tar(path: Path, split: str, size: int | None) -> ImageSet:
     return _file_set(str(path), names, size, path)
 
 
+class _Member(tarfile.TarInfo):
+    """A member whose long names and other headers are of a sane size: tarfile reads them whole."""
+
+    def _proc_member(self, archive: tarfile.TarFile) -> Any:
+        if not self.isreg() and self.size > MAX_HEADER:
+            raise tarfile.ReadError(f"a header of {self.size} bytes")
+        return super()._proc_member(archive)  # type: ignore[misc]
+
+
+def _packed(path: Path) -> bool:
+    """Whether a tar is compressed, whatever its name."""
+    with path.open("rb") as file:
+        return file.read(6).startswith((b"\x1f\x8b", b"BZh", b"\xfd7zXZ"))
+
+
 def _members(archive: tarfile.TarFile, *, packed: bool) -> dict[str, tarfile.TarInfo]:
     """Regular files by name; of a packed archive, no more than a limit is unpacked to find them."""
-    members, total = {}, 0
+    members: dict[str, tarfile.TarInfo] = {}
+    total = 0
     for member in archive:
         total += member.size
+        if member.name in members and not member.isreg():
+            del members[member.name]  # the later one is what unpacking would leave
         if packed and total > MAX_BYTES:
             raise ValueError(f"holds more than {MAX_BYTES} bytes; unpack it")
         if member.isreg():
@@ -395,17 +432,23 @@ def _arrays(path: Path, arrays: dict[str, npt.NDArray[Any]], known: dict[str, An
     found = ArraySet(str(path), arrays["images"], arrays["labels"], classes=classes and tuple(classes))
     for key in ("mean", "std"):
         if key in known:
-            channels = found.images.shape[1]
-            values = checks.per_channel(f"{path}: {key}", known[key], channels)
-            setattr(found, key, values)
+            setattr(found, key, per_channel(path, key, known[key], found.images.shape[1]))
     return found
+
+
+def per_channel(path: Path, key: str, value: Any, channels: int) -> tuple[float, ...]:
+    """A file's mean or standard deviation, one a channel."""
+    try:
+        return checks.per_channel(key, value, channels)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise ValueError(f"{path}: {first_line(error)}") from error
 
 
 def _channels_first(name: str, images: npt.NDArray[Any]) -> npt.NDArray[Any]:
     """Images as (N, C, H, W), after a look at their values."""
     if images.ndim != 4 or 0 in images.shape[1:]:
         raise ValueError(f"{name}: expected images (N, C, H, W) or (N, H, W, C), found shape {images.shape}")
-    if images.shape[1] > 4 and images.shape[3] <= 4:
+    if images.shape[1] not in (1, 3) and images.shape[3] in (1, 3):
         images = images.transpose(0, 3, 1, 2)
     if images.dtype == np.uint8:
         return images
@@ -421,7 +464,7 @@ def _channels_first(name: str, images: npt.NDArray[Any]) -> npt.NDArray[Any]:
 def _unit(pixels: npt.NDArray[Any]) -> Tensor:
     """Pixels as float32 in [0, 1]."""
     found = torch.from_numpy(pixels)
-    return found.float() / 255 if found.dtype == torch.uint8 else found.float()
+    return found.float() / 255 if found.dtype == torch.uint8 else found.float().clamp(0, 1)
 
 
 def described(images: ImageSet) -> str:

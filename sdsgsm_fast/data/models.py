@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from ..common import checks
-from ..common.lines import first_line
+from ..common.lines import first_line, one_line
 from ..common.optional import require
 from . import photonet, photos
 
@@ -144,8 +144,13 @@ def _module(spec: str, where: str) -> Any:
         assert found is not None
         assert found.loader is not None
         module = importlib.util.module_from_spec(found)
-        sys.modules.setdefault(path.stem, module)
-        found.loader.exec_module(module)
+        before = sys.modules.get(path.stem)
+        sys.modules[path.stem] = module  # while it runs: dataclasses look there
+        try:
+            found.loader.exec_module(module)
+        finally:
+            if before is not None:
+                sys.modules[path.stem] = before
         return module
     except ValueError:
         raise
@@ -178,9 +183,17 @@ def _with_weights(loaded: LoadedModel, path: Path) -> LoadedModel:
     for word, keys in (("lacks", missing), ("has besides", extra)):
         if keys:
             more = f" and {len(keys) - 3} more" if len(keys) > 3 else ""
-            raise ValueError(f"{path}: does not fit {loaded.name}: it {word} {', '.join(keys[:3])}{more}")
-    values = {key: tuple(map(float, known[key])) for key in ("mean", "std") if key in known}
-    classes = tuple(map(str, known["classes"])) if "classes" in known else loaded.classes
+            listed = one_line(", ".join(keys[:3]))
+            raise ValueError(f"{path}: does not fit {loaded.name}: it {word} {listed}{more}")
+    try:
+        values = {key: _numbers(known[key]) for key in ("mean", "std") if key in known}
+    except (TypeError, ValueError, OverflowError) as error:
+        raise ValueError(f"{path}: {first_line(error)}") from error
+    classes = loaded.classes
+    if "classes" in known:
+        if not isinstance(known["classes"], list) or not all(isinstance(c, str) for c in known["classes"]):
+            raise ValueError(f"{path}: expected 'classes' to be names")
+        classes = tuple(known["classes"])
     return LoadedModel(
         loaded.name, loaded.model, classes, values.get("mean", loaded.mean), values.get("std", loaded.std), loaded.size
     )
@@ -189,18 +202,27 @@ def _with_weights(loaded: LoadedModel, path: Path) -> LoadedModel:
 # Files
 
 
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # a name that is too long
+        return False
+
+
 def _exported(spec: str) -> nn.Module:
     """TorchScript, or a program of torch.export."""
     path = Path(spec)
-    if not path.is_file():
+    if not _is_file(path):
         raise ValueError(
-            f"{spec}: no such file; a model is 'photos', package.module:factory, file.py:factory, a TorchScript or "
-            "torch.export file, timm:NAME, torchvision:NAME or hf:DIRECTORY"
+            f"{one_line(spec)}: no such file; a model is 'photos', package.module:factory, file.py:factory, a "
+            "TorchScript or torch.export file, timm:NAME, torchvision:NAME or hf:DIRECTORY"
         )
-    if not zipfile.is_zipfile(path):
-        raise ValueError(f"{spec}: neither a TorchScript nor a torch.export file; weights go with a factory")
-    with zipfile.ZipFile(path) as archive:
-        names = archive.namelist()
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = archive.namelist()
+    except (zipfile.BadZipFile, OSError, ValueError) as error:
+        message = "neither a TorchScript nor a torch.export file; weights go with a factory"
+        raise ValueError(f"{spec}: {message}") from error
     script = any(name.endswith("constants.pkl") for name in names) and any("/code/" in name for name in names)
     try:
         if script:
@@ -284,4 +306,4 @@ def _numbers(values: Any) -> tuple[float, ...] | None:
         values = [values]
     if not isinstance(values, (tuple, list)) or not values:
         return None
-    return checks.per_channel("mean and std", [float(v) for v in values], len(values))
+    return checks.per_channel("mean and std", values, len(values))

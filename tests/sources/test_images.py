@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import io
 import json
+import lzma
 import os
 import pickle
+import struct
 import tarfile
 from pathlib import Path
 from typing import Any
@@ -40,6 +42,53 @@ def cifar(folder: Path, kind: int, *, bytes_keys: bool) -> dict[str, tuple[np.nd
         (folder / name).write_bytes(pickle.dumps(content, protocol=2))
     (folder / meta).write_bytes(pickle.dumps({names_key: [f"class {i}" for i in range(kind)]}, protocol=2))
     return made
+
+
+def python2(content: dict[str, Any]) -> bytes:
+    """A batch as Python 2 pickles it in protocol 2: strings of bytes, also for an array's values."""
+
+    def string(text: bytes) -> bytes:
+        return b"U" + bytes([len(text)]) + text if len(text) < 256 else b"T" + struct.pack("<I", len(text)) + text
+
+    def number(value: int) -> bytes:
+        return b"J" + struct.pack("<i", value)
+
+    out = b"\x80\x02}q\x01("
+    for key, value in content.items():
+        out += string(key.encode())
+        if isinstance(value, np.ndarray):
+            shape = b"(" + b"".join(map(number, value.shape)) + b"t"
+            dtype = b"cnumpy\ndtype\n" + string(b"u1") + number(0) + number(1) + b"\x87R"
+            dtype += b"(" + number(3) + string(b"|") + b"NNN" + number(-1) + number(-1) + number(0) + b"tb"
+            out += b"cnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\n" + number(0) + b"\x85" + string(b"b")
+            out += b"\x87R(" + number(1) + shape + dtype + b"\x89" + string(value.tobytes()) + b"tb"
+        else:
+            out += b"]("
+            out += b"".join(number(v) if isinstance(v, int) else string(v.encode()) for v in value) + b"e"
+    return out + b"u."
+
+
+def test_python2s_own_pickles(tmp_path: Path) -> None:
+    """The original files are such."""
+    made = cifar(tmp_path, 10, bytes_keys=False)
+    images, labels = made["test_batch"]
+    content = {"data": images.reshape(4, -1), "labels": labels, "filenames": ["x.png"] * 4}
+    raw = python2(content)
+    assert pickle.loads(raw, encoding="latin1")["labels"] == labels, "it is a pickle"
+    (tmp_path / "test_batch").write_bytes(raw)
+    (tmp_path / "batches.meta").write_bytes(python2({"label_names": list("abcdefghij")}))
+    found = sources.load(tmp_path)
+    assert np.array_equal((found.rows(range(4))[0] * 255).round().byte().numpy(), images)
+    assert found.classes == tuple("abcdefghij")
+
+
+@pytest.mark.parametrize("protocol", [2, 3, 4, 5])
+def test_every_protocol(protocol: int, tmp_path: Path) -> None:
+    made = cifar(tmp_path, 10, bytes_keys=False)
+    images, labels = made["test_batch"]
+    content = {"data": images.reshape(4, -1), "labels": labels}
+    (tmp_path / "test_batch").write_bytes(pickle.dumps(content, protocol))
+    assert sources.load(tmp_path)[3][1] == labels[3]
 
 
 def packed(folder: Path, path: Path, mode: str = "w:gz") -> Path:
@@ -202,6 +251,52 @@ def test_damaged_cifar(content: Any, message: str, tmp_path: Path) -> None:
     assert "\n" not in str(error.value)
 
 
+NESTED: Any = "z" * 100
+for _ in range(8):
+    NESTED = [NESTED] * 10
+
+
+@pytest.mark.parametrize(
+    ("raw", "message"),
+    [
+        (b"\x80\x02}" + b")" + b"\x85" * 200_000 + b"K\x01s.", "expected str, found tuple"),
+        (b"\x80\x02}" + b")" + b"2\x86" * 36 + b"K\x01s.", "not a batch"),
+        (b"\x80\x02}r" + struct.pack("<I", 60_000_000) + b".", "expected 'data'"),
+        (b"\x80\x02c" + b"x" * 2_000_000 + b"\nfoo\n.", "it refers to x"),
+        (b"\x80\x02(" * 1000 + b".", "expected a pickled dictionary"),
+        (b"I" + b"9" * 100_000 + b"\n.", "not a batch"),
+    ],
+    ids=["deep key", "doubling key", "large memo", "long name", "marks", "long number"],
+)  # fmt: skip
+def test_pickles_that_crash_or_hang_others(raw: bytes, message: str, tmp_path: Path) -> None:
+    cifar(tmp_path, 10, bytes_keys=False)
+    (tmp_path / "test_batch").write_bytes(raw)
+    with pytest.raises(ValueError, match=message) as error:
+        sources.load(tmp_path)
+    assert len(str(error.value)) < 700
+    assert "\n" not in str(error.value)
+
+
+def test_what_copies_itself_is_limited(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A megabyte that is asked for again and again."""
+    from sdsgsm_fast.data import unpickle
+
+    cifar(tmp_path, 10, bytes_keys=False)
+    text = b"X" + struct.pack("<I", 10**6) + b"a" * 10**6
+    head = b"\x80\x02](c_codecs\nencode\nq\x00" + text + b"q\x01X" + struct.pack("<I", 6) + b"latin1q\x02"
+    (tmp_path / "test_batch").write_bytes(head + b"h\x00h\x01h\x02\x86R" * 300 + b"e.")
+    monkeypatch.setattr(unpickle, "MAX_BYTES", 10**8)
+    with pytest.raises(ValueError, match="it makes more than 100000000 bytes"):
+        sources.load(tmp_path)
+
+
+def test_names_are_names(tmp_path: Path) -> None:
+    """Nested lists are neither printed nor taken."""
+    cifar(tmp_path, 10, bytes_keys=False)
+    (tmp_path / "batches.meta").write_bytes(pickle.dumps({"label_names": [NESTED] * 10}, protocol=2))
+    assert sources.load(tmp_path).classes is None
+
+
 def test_every_byte_of_a_batch_may_be_wrong(tmp_path: Path) -> None:
     """Damage is an error, or other pixels: never anything else."""
     folder = tmp_path / "cifar"
@@ -258,7 +353,8 @@ def test_damaged_files(name: str, content: bytes, message: str, tmp_path: Path) 
         ({"images": pixels(2)}, "found no 'labels'"),
         ({"images": pixels(2), "labels": np.zeros(3, int)}, r"expected integer labels of shape \(2,\)"),
         ({"images": pixels(2), "labels": np.zeros(2)}, "expected integer labels"),
-        ({"images": pixels(2), "labels": np.array([-1, 0])}, "labels of at least 0, found -1"),
+        ({"images": pixels(2), "labels": np.array([2**63, 0], np.uint64)}, "expected labels from 0 on"),
+        ({"images": pixels(2), "labels": np.array([-1, 0])}, "expected labels from 0 on, found -1..0"),
         ({"images": pixels(2)[0], "labels": np.zeros(3, int)}, r"expected images \(N, C, H, W\)"),
         ({"images": pixels(2).astype(np.float32), "labels": np.zeros(2, int)}, r"floating images in \[0, 1\]"),
         ({"images": np.full((1, 3, 4, 4), np.nan), "labels": np.zeros(1, int)}, r"floating images in \[0, 1\]"),
@@ -291,7 +387,7 @@ def test_limits_of_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(module, "MAX_BYTES", 30)
     with pytest.raises(ValueError, match=r"big.npz: not a readable .npz file: holds .* bytes, more than 30"):
         sources.load(tmp_path / "big.npz")
-    with pytest.raises(ValueError, match=r"set.tar.gz: holds more than 30 bytes"):
+    with pytest.raises(ValueError, match=r"set.tar.gz: not a readable tar archive: holds more than 30 bytes"):
         sources.load(archive)
 
 
@@ -303,7 +399,7 @@ def test_a_tar_is_not_unpacked_beyond_the_limit(tmp_path: Path) -> None:
     info = tarfile.TarInfo("a/x.png")
     info.size = 2**40
     path.write_bytes(gzip.compress(info.tobuf() + bytes(4096)))
-    with pytest.raises(ValueError, match=r"bomb.tar.gz: holds more than"):
+    with pytest.raises(ValueError, match=r"bomb.tar.gz: not a readable tar archive: holds more than"):
         sources.load(path)
 
 
@@ -336,6 +432,94 @@ def test_a_damaged_image_is_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"bee.1.png: not a PNG or JPEG image") as error:
         list(found.batches(4))
     assert "\n" not in str(error.value)
+
+
+def test_sixteen_bit_images_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    Image.fromarray(np.full((8, 8), 20000).astype(np.uint16)).save(tmp_path / "a" / "x.png")
+    with pytest.raises(ValueError, match=r"x.png: not a PNG or JPEG image: more than 8 bits a channel"):
+        sources.load(tmp_path).rows([0])
+
+
+def test_a_thin_image_is_cut_before_it_is_resized(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    Image.fromarray(np.full((100_000, 1, 3), 70, np.uint8)).save(tmp_path / "a" / "x.png")
+    images, _ = sources.load(tmp_path, size=8).rows([0])
+    assert images.shape == (1, 3, 8, 8)
+    assert (images * 255 - 70).abs().max() < 1e-3
+
+
+def test_workers_read_an_archive_after_their_parent(tmp_path: Path) -> None:
+    image_folder(tmp_path / "set")
+    found = sources.load(packed(tmp_path / "set", tmp_path / "set.tar", "w"))
+    expected = [found[i][0] for i in range(9)]  # the parent has it open
+    loader = torch.utils.data.DataLoader(found, batch_size=2, num_workers=2, multiprocessing_context="fork")
+    images = torch.cat([batch for batch, _ in loader])
+    assert torch.equal(images, torch.stack(expected))
+
+
+@pytest.mark.parametrize("kind", [tarfile.DIRTYPE, tarfile.SYMTYPE])
+def test_a_later_entry_of_the_same_name_counts(kind: bytes, tmp_path: Path) -> None:
+    buffer = io.BytesIO()
+    Image.fromarray(np.ones((4, 4, 3), np.uint8)).save(buffer, "PNG")
+    with tarfile.open(tmp_path / "set.tar", "w") as archive:
+        for name in ("a/x.png", "a/y.png"):
+            info = tarfile.TarInfo(name)
+            info.size = len(buffer.getvalue())
+            archive.addfile(info, io.BytesIO(buffer.getvalue()))
+        info = tarfile.TarInfo("a/x.png")
+        info.type, info.linkname = kind, "x.png"
+        archive.addfile(info)
+    found = sources.load(tmp_path / "set.tar")
+    assert len(found) == 1
+    assert found[0][0].shape == (3, 4, 4)
+
+
+def test_a_packed_tar_is_told_by_its_content(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cifar(tmp_path / "cifar", 10, bytes_keys=False)
+    packed(tmp_path / "cifar", tmp_path / "renamed.tar")
+    monkeypatch.setattr(module, "MAX_BYTES", 1000)
+    with pytest.raises(ValueError, match=r"renamed.tar: not a readable tar archive: holds more than 1000 bytes"):
+        sources.load(tmp_path / "renamed.tar")
+
+
+def test_long_headers_are_not_read(tmp_path: Path) -> None:
+    info = tarfile.TarInfo("././@LongLink")
+    info.type, info.size = tarfile.GNUTYPE_LONGNAME, 2**29
+    (tmp_path / "x.tar").write_bytes(info.tobuf() + bytes(4096))
+    with pytest.raises(ValueError, match=r"x.tar: not a readable tar archive"):
+        sources.load(tmp_path / "x.tar")
+
+
+def test_damaged_xz(tmp_path: Path) -> None:
+    image_folder(tmp_path / "set")
+    whole = lzma.compress(packed(tmp_path / "set", tmp_path / "plain.tar", "w").read_bytes())
+    for at in range(0, len(whole), 37):
+        damaged = bytearray(whole)
+        damaged[at] ^= 255
+        (tmp_path / "x.tar.xz").write_bytes(bytes(damaged))
+        try:
+            list(sources.load(tmp_path / "x.tar.xz").batches(4))
+        except ValueError as error:
+            assert "\n" not in str(error)  # noqa: PT017
+
+
+def test_names_of_members_do_not_break_lines(tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "set.tar", "w") as archive:
+        info = tarfile.TarInfo("a/b\nc.png")
+        info.size = 4
+        archive.addfile(info, io.BytesIO(b"oops"))
+    with pytest.raises(ValueError, match=r"a/b\?c.png: not a PNG or JPEG image") as error:
+        sources.load(tmp_path / "set.tar").rows([0])
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["", "a" * 5000, "a\nb"])
+def test_names_that_no_file_has(name: str) -> None:
+    with pytest.raises(ValueError, match="no such file or folder") as error:
+        sources.load(name)
+    assert "\n" not in str(error.value)
+    assert len(str(error.value)) < 500
 
 
 def test_a_format_is_told_by_content_not_by_name(tmp_path: Path) -> None:

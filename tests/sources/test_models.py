@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import struct
 import subprocess
 import sys
 from pathlib import Path
@@ -88,6 +89,8 @@ def test_a_factory_of_a_package(monkeypatch: pytest.MonkeyPatch, factory: Path) 
         ("{tmp}/bad.py:make", "cannot import .*bad.py: expected ':'"),
         ("no_such_package.models:make", "cannot import no_such_package.models: No module named 'no_such_package'"),
         ("{tmp}/none.pt", "no such file; a model is 'photos'"),
+        ("a" * 5000, "no such file; a model is"),
+        ("{tmp}/eocd.pt", "neither a TorchScript nor"),
         ("resnet50", "no such file; a model is 'photos'"),
         ("{tmp}/garbage.pt", "neither a TorchScript nor a torch.export file"),
         ("{tmp}/weights.pt", "weights alone, pickled, which are not read"),
@@ -98,6 +101,8 @@ def test_a_factory_of_a_package(monkeypatch: pytest.MonkeyPatch, factory: Path) 
 def test_what_cannot_be_loaded(spec: str, message: str, factory: Path, tmp_path: Path) -> None:
     (tmp_path / "bad.py").write_text("def make()\n    pass\n")
     (tmp_path / "garbage.pt").write_bytes(b"garbage")
+    end = b"PK\x05\x06" + struct.pack("<HHHHIIH", 0, 0, 1, 1, 46, 0, 0)
+    (tmp_path / "eocd.pt").write_bytes(b"x" * 10 + end)
     torch.save(nn.Linear(2, 2).state_dict(), tmp_path / "weights.pt")
     (tmp_path / "broken.pt2").write_bytes((tmp_path / "weights.pt").read_bytes()[:-30])
     with pytest.raises(ValueError, match=message) as error:
@@ -110,6 +115,7 @@ def test_what_cannot_be_loaded(spec: str, message: str, factory: Path, tmp_path:
     [
         ({"1.bias": None}, "w.safetensors: does not fit .*:make: it lacks 1.bias"),
         ({"2.scale": torch.ones(1)}, "it has besides 2.scale"),
+        ({"a\nb": torch.ones(1)}, "it has besides a.b"),
         ({"1.bias": torch.ones(5)}, "does not fit .*: size mismatch for 1.bias"),
     ],
 )  # fmt: skip
@@ -118,6 +124,37 @@ def test_weights_that_do_not_fit(change: dict[str, Any], message: str, factory: 
     with pytest.raises(ValueError, match=message) as error:
         models.load(f"{factory}:make", weights=tmp_path / "w.safetensors")
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("metadata", "message"),
+    [
+        ({"mean": "5", "std": "[1]"}, None),
+        ({"mean": '["a"]'}, "w.safetensors: mean and std: expected numbers"),
+        ({"mean": "[NaN]"}, "w.safetensors: mean and std: expected finite values"),
+        ({"mean": "[[1]]"}, "w.safetensors: mean and std: expected numbers"),
+        ({"classes": "5"}, "w.safetensors: expected 'classes' to be names"),
+        ({"std": "{"}, "w.safetensors: not a readable .safetensors file"),
+        ({"mean": "[" + "9" * 400 + "]"}, "w.safetensors: "),
+    ],
+)
+def test_what_weights_say_of_themselves(
+    metadata: dict[str, str], message: str | None, factory: Path, tmp_path: Path
+) -> None:
+    save_file({"1.weight": torch.randn(4, 192), "1.bias": torch.randn(4)}, tmp_path / "w.safetensors", metadata)
+    if message is None:
+        assert models.load(f"{factory}:make", weights=tmp_path / "w.safetensors").mean == (5.0,)
+        return
+    with pytest.raises(ValueError, match=message) as error:
+        models.load(f"{factory}:make", weights=tmp_path / "w.safetensors")
+    assert "\n" not in str(error.value)
+
+
+def test_a_factorys_own_normalisation(tmp_path: Path) -> None:
+    code = "import torch.nn as nn\ndef make():\n    net = nn.Identity()\n    net.mean, net.std = 0.5, 0.25\n    return net\n"
+    (tmp_path / "grey.py").write_text(code)
+    loaded = models.load(f"{tmp_path / 'grey.py'}:make")
+    assert (loaded.mean, loaded.std) == ((0.5,), (0.25,))
 
 
 @pytest.mark.parametrize(
