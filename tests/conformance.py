@@ -148,6 +148,8 @@ def check_attack(case: Case, backend: str) -> None:
         model, domain=domain_of(c), gain=gain_of(c), backend=backend,
         **{key: c[key] for key in ("eps", "alpha", "steps", "background", "relax", "decay")},
         normalize=c["normalize"], early_stop=c["early_stop"],
+        # On a GPU the search would be in bfloat16; the cases are float32's.
+        precision="float32" if given["images"].is_cuda else "auto",
         **(extras_of(c) if case.kind == "family" else {}),
     )  # fmt: skip
     result = attack.run(given["images"], given["labels"], target=given.get("target"))
