@@ -24,8 +24,8 @@ from .loop import Loop
 from .model.classifier import Classifier, Model
 from .occlusion import of_one_batch
 from .result import AttackResult, Judge, Passes
-from .search import SearchModel, spec_of
-from .slots import Batch, Flags, Ints, LoopSettings
+from .search import Flags, SearchModel, spec_of
+from .slots import Batch, Ints, LoopSettings
 
 
 class Settings(TypedDict, total=False):
@@ -119,7 +119,7 @@ class Attack:
     restarts
         Attempts with fresh random starts on the images that are not fooled yet.
     early_stop
-        Freeze an image as soon as it fools the model.
+        Stop updating an image once it fools the model; `refine` and `levels` start there.
     bounds
         (lo, hi) of the pixel values.
     mean, std
@@ -161,11 +161,13 @@ class Attack:
         Passes, forward and backward together, that an image gets once it is fooled, to find a
         smaller ℓ2 (equation 15): probes along the decision's boundary, each by the gradient of the
         margin where the last one was. Of an odd number the first halves the perturbation. The best
-        point that fools is the result.
+        point that fools is the result. With an extra that takes gradients elsewhere each of these
+        gradients costs a forward pass besides.
     levels
         L ≥ 2: results lie on the grid of L values from lo to hi, 256 for 8-bit files, and success
-        is judged there (equation 16), by up to 10 forward passes more. None for no grid. Images
-        between values of the grid are taken to it, if need be beyond `eps`.
+        is judged there (equation 16), by 10 more looks at the model at most, of which all but the
+        first two may take a backward pass too, and one look at the rounded image where they fail.
+        None for no grid. Images between values of the grid are taken to it, if need be beyond `eps`.
 
     Raises
     ------
@@ -234,7 +236,9 @@ class Attack:
         self.progress = reporter(progress)
         self.gradient, self.moments = ordered(gradient), moments
         self.growth, self.refine, self.levels = growth, refine, levels
-        self.search = SearchModel(self.classifier, cuda_graphs=cuda_graphs, precise=bool(refine))
+        self.search = SearchModel(
+            self.classifier, cuda_graphs=cuda_graphs, precise=bool(refine), margins=bool(refine or levels)
+        )
         self._check_settings()
 
     def __call__(self, images: Tensor, labels: Tensor, *, target: Tensor | None = None) -> Tensor:
@@ -260,8 +264,8 @@ class Attack:
         target
             (B,) integer, the classes to reach, other than `labels`; None for an untargeted attack.
         index
-            (B,) integer at least 0, the images' places in their data set, from which the random
-            starts are drawn; None for 0 … B−1.
+            (B,) integer at least 0, the images' places in their data set, from which random numbers
+            are drawn; None for 0 … B−1.
 
         Returns
         -------
@@ -420,7 +424,7 @@ class Attack:
             _on(images, self.eps), _on(images, self.alpha), _on(images, self.background), grad,
             places.cpu().long().numpy(), (correct & moves).cpu().numpy(),
             (none + torch.as_tensor(forward).cpu()).numpy(), (none + by_gradient).numpy(),
-            shared=by_gradient,
+            grad_counted=by_gradient,
         )  # fmt: skip
         return _OpenBatch(batch, given, ~correct, domain_result, judge)
 
@@ -537,8 +541,8 @@ class Attack:
             checks.integer("levels", self.levels, 2)
             if self.levels > 2**16:
                 raise ValueError(f"levels: expected at most 65536, found {self.levels}")
-        if self.cuda_graphs and (self.refine or self.loss == "jitter"):
-            raise ValueError("cuda_graphs: not with refine, nor with loss 'jitter', whose passes are not recorded")
+        if self.cuda_graphs and (self.refine or self.levels or self.loss == "jitter"):
+            raise ValueError("cuda_graphs: not with refine, levels or loss 'jitter', whose passes are not recorded")
         if self.cuda_graphs and self.classifier.precision == "float32":
             raise ValueError(
                 "cuda_graphs: precision 'float32' runs the model itself, which is not recorded; "
@@ -581,7 +585,7 @@ class Attack:
         if index is not None:
             checks.image_index(index, images)
         for extra in self.gradient:
-            extra.fits(images)
+            extra.check(images)
         for name in ("levels", "refine"):  # rounding to 16 bits would undo what they find
             if getattr(self, name) and images.dtype in (torch.float16, torch.bfloat16):
                 raise TypeError(f"{name}: expected images of 32 or 64 bits, found {images.dtype}; use .float()")

@@ -56,7 +56,7 @@ class Extra:
         """The gradient at `x`, given who takes it."""
         return take(x)
 
-    def fits(self, images: Tensor) -> None:
+    def check(self, images: Tensor) -> None:
         """Raise ValueError if it cannot serve images (B, C, H, W)."""
 
 
@@ -178,7 +178,7 @@ class Diversity(Extra):
         checks.number("p", self.p, "a number in [0, 1]", lambda v: 0 <= v <= 1)
         checks.number("rate", self.rate, "a number in (0, 1)", lambda v: 0 < v < 1)
 
-    def fits(self, images: Tensor) -> None:
+    def check(self, images: Tensor) -> None:
         """Raise ValueError if no smaller size is left to draw."""
         height, width = images.shape[2:]
         if height < 2 or width < 2 or self.rate * height < 1:
@@ -274,7 +274,7 @@ class AdaBelief:
         spread.mul_(self.beta2).addcmul_(off, off, value=1 - self.beta2).add_(self.delta)
 
     def direction(self, mean: Tensor, spread: Tensor, updates: Tensor) -> Tensor:
-        """V of equation 13 after `updates` (B,) gradients, at least one."""
+        """The direction v of equation 13 after `updates` (B,) gradients, at least one."""
         t = updates.double()[:, None, None, None]
         first, second = (1 - self.beta1**t).to(mean.dtype), (1 - self.beta2**t).to(mean.dtype)
         return (mean / first) / ((spread / second).sqrt() + self.delta)

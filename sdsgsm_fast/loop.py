@@ -17,11 +17,11 @@ from .gradients import Iterate, gradient_at
 from .kernels import ops
 from .kernels.reference import gradient_norm
 from .result import fooled
-from .search import SearchModel
-from .slots import Batch, Flags, Ints, LoopSettings, Slots
+from .search import Flags, SearchModel
+from .slots import Batch, Ints, LoopSettings, Slots
 
 Gradient = Callable[[Flags, Flags], Tensor]
-"""``gradient(wanted, near)``: the loss's gradient, the margin's for images near the boundary."""
+"""``gradient(wanted, wants_margin)``: the loss's gradient, or the margin's where that is wanted."""
 
 
 class Loop:
@@ -58,14 +58,19 @@ class Loop:
         return bool(self.slots.queue or len(self.slots.used))
 
     def step(self) -> None:
-        """Fill free slots and update, evaluate all slots, and retire who is done."""
+        """One pass over all slots; who is done makes room.
+
+        The update comes before the pass where the gradient is known from the last one, and after it
+        where it must be taken first (`late`).
+        """
         self._fill()
         slots, s = self.slots, self.settings
         self.model.use(slots.data["images"])
         grad = self._evaluate_slots()
-        success = finished = slots.used["stage"] > s.probes
+        finished = slots.used["stage"] > s.probes
+        success = finished.copy()
         if s.levels:
-            success = finished & _host(slots.data["fools"][: len(finished)].isfinite())
+            success = finished & _host(slots.data["least_fooled"][: len(finished)].isfinite())
         over = finished | (slots.used["stage"] == 0) & (slots.used["updates"] == s.steps)
         again = over & ~success & (slots.used["restart"] + 1 < s.restarts)
         done = over & ~again
@@ -103,17 +108,16 @@ class Loop:
     def _refined(self, chosen: Ints, adv: Tensor, success: Flags) -> tuple[Tensor, Flags]:
         """What came of refinement, for slots that are done: results and success."""
         slots = self.slots
-        refined = slots.flags(slots.used["stage"][chosen] > 0)
+        refined = slots.on_device(slots.used["stage"][chosen] > 0)
         adv = torch.where(refined[:, None, None, None], slots.get("best", chosen), adv)
         if self.settings.levels is None:
             return adv, success
         nearest = self._grid(chosen, adv).nearest()
-        adv = torch.where(slots.flags(success)[:, None, None, None], slots.get("found", chosen), nearest)
-        failed = chosen[~success]
-        for at in range(0, len(failed), self.chunk):  # the nearest point is another than those judged
-            some = failed[at : at + self.chunk]
-            place = slots.index(np.searchsorted(chosen, some))
-            success[np.isin(chosen, some)] = self._judged(some, adv[place])[0]
+        adv = torch.where(slots.on_device(success)[:, None, None, None], slots.get("best_on_grid", chosen), nearest)
+        failed = (~success).nonzero()[0]
+        for at in range(0, len(failed), self.chunk):  # their nearest points have not been judged yet
+            rows = failed[at : at + self.chunk]
+            success[rows] = self._judged(chosen[rows], adv[slots.on_device(rows)])[0]
         return adv, success
 
     def _grid(self, chosen: Ints, adv: Tensor) -> refine.Grid:
@@ -146,29 +150,29 @@ class Loop:
     def _pass(self, part: slice) -> Tensor:
         """See who of some slots is fooled; gradients of those who need one, arbitrary for others."""
         slots, s = self.slots, self.settings
-        used, searched = slots.used[part], refine.probes(s.refine)
+        used, searched = slots.used[part], s.boundary_probes
         searching = used["stage"] == 0
         last = searching & (used["updates"] == s.steps)
         judged = ~searching | last | s.early_stop
         gradient: Gradient
-        if s.elsewhere or (last.all() and not searched):
+        if s.gradient_moves or (last.all() and not searched):
             success, logits = self._verdicts(part, judged)
             gradient = partial(self._gradient_elsewhere, part)
         else:
             success, logits, gradient = self._evaluate(part, judged, last)
         stage = np.where(searching, success, used["stage"] + 1)
-        near = (stage > 0) & (stage <= searched) & refine.needs_gradient(stage, s.refine)
+        wants_margin = (stage > 0) & (stage <= searched) & refine.needs_gradient(stage, s.refine)
         if s.levels:
-            used["won"] += success & (used["stage"] > searched)
-            near |= (stage <= s.probes) & refine.by_slope(stage, used["won"], s.refine)
-        wanted = (searching & ~success & ~last) | near
-        grad = gradient(wanted, near) if wanted.any() else slots.get("adv", part)
+            used["grid_fooled"] += success & (used["stage"] > searched)
+            wants_margin |= (stage <= s.probes) & refine.by_slope(stage, used["grid_fooled"], s.refine)
+        wanted = (searching & ~success & ~last) | wants_margin
+        grad = gradient(wanted, wants_margin) if wanted.any() else slots.get("adv", part)
         if s.probes and not wanted.all():  # others go on as well, whose gradient may be anything
-            grad = torch.where(slots.flags(wanted)[:, None, None, None], grad, 0)
-        if not s.elsewhere:
+            grad = torch.where(slots.on_device(wanted)[:, None, None, None], grad, 0)
+        if not s.gradient_moves:
             used["backward"] += wanted
         if s.probes and stage.any():
-            self._note(part, stage, success, logits)
+            self._record_probe(part, stage, success, logits)
         used["stage"] = stage
         return grad
 
@@ -185,10 +189,14 @@ class Loop:
             chosen = (doubtful & ~_host(sure)).nonzero()[0]
             success[chosen] = self._judged(chosen + part.start)[0]
 
-        def gradient(wanted: Flags, near: Flags) -> Tensor:
-            grad = known(wanted, near)
+        def gradient(wanted: Flags, wants_margin: Flags) -> Tensor:
+            grad = known(wanted, wants_margin)
             through = self._through_extras(part, grad)
-            return torch.where(slots.flags(near)[:, None, None, None], grad, through) if near.any() else through
+            return (
+                torch.where(slots.on_device(wants_margin)[:, None, None, None], grad, through)
+                if wants_margin.any()
+                else through
+            )
 
         return success, logits, gradient
 
@@ -214,16 +222,16 @@ class Loop:
         if found is None:
             return success, None
         logits = found.new_zeros((len(used), found.shape[1]))
-        logits[self.slots.index(rows)] = found
+        logits[self.slots.on_device(rows)] = found
         return success, logits
 
-    def _gradient_elsewhere(self, part: slice, wanted: Flags, near: Flags) -> Tensor:
+    def _gradient_elsewhere(self, part: slice, wanted: Flags, wants_margin: Flags) -> Tensor:
         """Gradients that extras take at points of their own, and the margin's near the boundary."""
         grad = torch.zeros_like(self.slots.get("adv", part))
-        for rows, take in ((wanted & ~near, self._take_by_extras), (near, self._take_margin)):
+        for rows, take in ((wanted & ~wants_margin, self._take_by_extras), (wants_margin, self._take_margin)):
             chosen = rows.nonzero()[0]
             if len(chosen):
-                grad[self.slots.index(chosen)] = take(chosen + part.start)
+                grad[self.slots.on_device(chosen)] = take(chosen + part.start)
         return grad
 
     def _take_by_extras(self, chosen: Ints) -> Tensor:
@@ -231,7 +239,8 @@ class Loop:
         slots, s, adv = self.slots, self.settings, self.slots.get("adv", chosen)
         jitter = self._jitter(chosen)
         if jitter is not None:  # x_t does not move with the points at which the gradient is taken
-            jitter = losses.Jitter(jitter.normal, partial(_constant, jitter.distance(adv)))
+            distance = jitter.distance(adv)
+            jitter = losses.Jitter(jitter.normal, lambda _: distance)
 
         def take(x: Tensor) -> Tensor:
             slots.used["forward"][chosen] += 1
@@ -262,7 +271,7 @@ class Loop:
         velocity = slots.of("momentum", chosen)
         if s.moments and s.decay:
             mean, spread = slots.get("mean", chosen), slots.get("spread", chosen)
-            updates = slots.index(used["updates"])
+            updates = slots.on_device(used["updates"])
             velocity = s.moments.direction(mean, spread, updates.clamp(min=1))
         ahead = None
         if velocity is not None:
@@ -295,7 +304,7 @@ class Loop:
             return
         s, slots, part = self.settings, self.slots, slice(len(grad))
         searching = slots.used["stage"][part] == 0
-        active = None if searching.all() else slots.flags(searching)
+        active = None if searching.all() else slots.on_device(searching)
         normalize, momentum = s.normalize, slots.of("momentum", part)
         if searching.any():
             if s.moments:
@@ -311,12 +320,12 @@ class Loop:
         slots.used["updates"][part] += searching
 
     def _moments(self, grad: Tensor) -> Tensor:
-        """V of equation 13 of the first slots, which takes their gradients in."""
+        """The direction v of equation 13 of the first slots, after taking their gradients in."""
         part, moments = slice(len(grad)), self.settings.moments
         assert moments is not None
         mean, spread = self.slots.get("mean", part), self.slots.get("spread", part)
         moments.add_(mean, spread, grad / gradient_norm(grad, self.settings.normalize))
-        return moments.direction(mean, spread, self.slots.index(self.slots.used["updates"][part] + 1))
+        return moments.direction(mean, spread, self.slots.on_device(self.slots.used["updates"][part] + 1))
 
     def _start(self, slots: Ints) -> None:
         """Start from x + U(−1, 1)·E_0, clipped to the bounds."""
@@ -327,75 +336,75 @@ class Loop:
             uniform = uniform_noise(images, places, self.seed, restart)
             share = allocation(self.slots.background(mine), self.slots.of("domain", mine))
             moved = images + uniform * (column(self.slots.setting("eps", mine)) * share)
-            index = self.slots.index(mine)
+            index = self.slots.on_device(mine)
             self.slots.data["adv"][index] = moved.to(images.dtype).clamp(*self.settings.bounds)
             self.slots.forget(index)
 
     # Near the boundary
 
-    def _note(self, part: slice, stage: Ints, success: Flags, logits: Tensor | None) -> None:
+    def _record_probe(self, part: slice, stage: Ints, success: Flags, logits: Tensor | None) -> None:
         """Keep what a pass says of images that are fooled, or were before: the best and the gap."""
-        slots, searched = self.slots, refine.probes(self.settings.refine)
+        slots, searched = self.slots, self.settings.boundary_probes
         chosen = (stage > 0).nonzero()[0]
-        rows, before = slots.index(chosen), slots.used["stage"][part][chosen]
+        rows, before = slots.on_device(chosen), slots.used["stage"][part][chosen]
         assert logits is not None
         labels, target = slots.get("labels", part)[rows], slots.of("target", part)
         margins = losses.loss("margin", logits[rows], labels, None if target is None else target[rows])
         slots.data["gap"][part][rows] = (-self._sign * margins).double()
         adv = slots.get("adv", part)[rows]
         l2 = (adv - slots.get("images", part)[rows]).double().flatten(1).norm(dim=1)
-        first = slots.flags(before == 0)
-        better = first | (slots.flags(success[chosen] & (before <= searched)) & (l2 < slots.data["l2"][part][rows]))
+        first = slots.on_device(before == 0)
+        better = first | (slots.on_device(success[chosen] & (before <= searched)) & (l2 < slots.data["l2"][part][rows]))
         slots.data["l2"][part][rows[better]] = l2[better]
         slots.data["best"][part][rows[better]] = adv[better]
-        slots.data["fails"][part][rows[first]] = 0
-        slots.data["fools"][part][rows[first]] = torch.inf
+        slots.data["largest_failed"][part][rows[first]] = 0
+        slots.data["least_fooled"][part][rows[first]] = torch.inf
         on_grid = before > searched
         if on_grid.any():
-            self._note_effects(part, chosen[on_grid], success[chosen][on_grid], stage)
+            self._record_effect(part, chosen[on_grid], success[chosen][on_grid], stage)
 
-    def _note_effects(self, part: slice, chosen: Ints, won: Flags, stage: Ints) -> None:
+    def _record_effect(self, part: slice, chosen: Ints, won: Flags, stage: Ints) -> None:
         """Narrow the range of effects on the grid, and stop where it is narrow enough."""
-        slots, rows, flags = self.slots, self.slots.index(chosen), self.slots.flags(won)
+        slots, rows, flags = self.slots, self.slots.on_device(chosen), self.slots.on_device(won)
         adv, images, best = (slots.get(name, part)[rows] for name in ("adv", "images", "best"))
         tried = refine.effect_of(adv - images, best - images)
-        fails, fools = slots.data["fails"][part], slots.data["fools"][part]
-        number = slots.used["stage"][part][chosen] - refine.probes(self.settings.refine)
-        wanted = refine.next_effect(fails[rows], fools[rows], slots.index(number))
-        number_won = slots.used["won"][part][chosen] - won
+        fails, fools = slots.data["largest_failed"][part], slots.data["least_fooled"][part]
+        number = slots.used["stage"][part][chosen] - self.settings.boundary_probes
+        wanted = refine.next_effect(fails[rows], fools[rows])
+        number_won = slots.used["grid_fooled"][part][chosen] - won
         of_slope = refine.by_slope(slots.used["stage"][part][chosen], number_won, self.settings.refine)
         # The pixels may take no more.
-        exhausted = ~flags & ~slots.flags(of_slope) & (tried < wanted * (1 - 1e-9))
-        before = (slots.data["found"][part][rows] - images).double().flatten(1).norm(dim=1)
+        exhausted = ~flags & ~slots.on_device(of_slope) & (tried < wanted * (1 - 1e-9))
+        before = (slots.data["best_on_grid"][part][rows] - images).double().flatten(1).norm(dim=1)
         l2 = (adv - images).double().flatten(1).norm(dim=1)
         better = flags & (fools[rows].isinf() | (l2 < before))
-        slots.data["found"][part][rows[better]] = adv[better]
+        slots.data["best_on_grid"][part][rows[better]] = adv[better]
         fails[rows] = torch.where(flags, fails[rows], tried.maximum(fails[rows]))
         fools[rows] = torch.where(flags, tried.minimum(fools[rows]), fools[rows])
         enough = np.where(number >= refine.GRID_ENOUGH, torch.inf, refine.GRID_CLOSE)
-        close = fools[rows].isfinite() & (fools[rows] <= fails[rows].clamp(min=1e-9) * slots.index(enough))
+        close = fools[rows].isfinite() & (fools[rows] <= fails[rows].clamp(min=1e-9) * slots.on_device(enough))
         stage[chosen[_host(close | exhausted)]] = self.settings.probes + 1
 
     def _probe(self, chosen: Ints, grad: Tensor) -> None:
         """Move images that are fooled to the next point to look at."""
-        slots, count = self.slots, refine.probes(self.settings.refine)
+        slots, count = self.slots, self.settings.boundary_probes
         stage = slots.used["stage"][chosen]
-        slope = refine.by_slope(stage, slots.used["won"][chosen], self.settings.refine)
+        slope = refine.by_slope(stage, slots.used["grid_fooled"][chosen], self.settings.refine)
         for mine, move in (
             (chosen[stage <= count], partial(self._along_boundary, grad)),
             (chosen[(stage > count) & ~slope], self._on_grid),
             (chosen[slope], partial(self._on_grid_by_slope, grad)),
         ):
             if len(mine):
-                slots.data["adv"][slots.index(mine)] = move(mine)
+                slots.data["adv"][slots.on_device(mine)] = move(mine)
 
     def _along_boundary(self, grad: Tensor, chosen: Ints) -> Tensor:
         """Equation 15 and what takes its place."""
-        slots, passes, index = self.slots, self.settings.refine, self.slots.index(chosen)
+        slots, passes, index = self.slots, self.settings.refine, self.slots.on_device(chosen)
         images, adv = slots.get("images", chosen), slots.get("adv", chosen)
         stage = slots.used["stage"][chosen]
-        halved = slots.flags(~refine.needs_gradient(stage, passes))
-        share = refine.damping(slots.index(stage), refine.probes(passes))
+        halved = slots.on_device(~refine.needs_gradient(stage, passes))
+        share = refine.damping(slots.on_device(stage), refine.probes(passes))
         slope = -self._sign * grad[index]
         moved = refine.next_probe(images, adv, slope, slots.get("gap", chosen), *slots.limits(chosen), share)
         return torch.where(halved[:, None, None, None], (images + adv) / 2, moved)
@@ -403,19 +412,14 @@ class Loop:
     def _on_grid(self, chosen: Ints) -> Tensor:
         """Equation 16."""
         slots = self.slots
-        probe = slots.index(slots.used["stage"][chosen]) - refine.probes(self.settings.refine)
-        effect = refine.next_effect(slots.get("fails", chosen), slots.get("fools", chosen), probe)
+        effect = refine.next_effect(slots.get("largest_failed", chosen), slots.get("least_fooled", chosen))
         return self._grid(chosen, slots.get("best", chosen)).with_effect(effect)
 
     def _on_grid_by_slope(self, grad: Tensor, chosen: Ints) -> Tensor:
         """The few pixels of the last point that the slope says to change."""
         slots, adv = self.slots, self.slots.get("adv", chosen)
-        slope = -self._sign * grad[slots.index(chosen)]
+        slope = -self._sign * grad[slots.on_device(chosen)]
         return self._grid(chosen, slots.get("best", chosen)).towards(adv, slope, slots.get("gap", chosen))
-
-
-def _constant(value: Tensor, leaf: Tensor) -> Tensor:
-    return value
 
 
 def _host(flags: Tensor) -> Flags:

@@ -13,11 +13,10 @@ from torch import Tensor
 DAMPING = 0.5  # share of the way to the nearest point of the plane, at the first probe
 OVERSHOOT = 0.01  # share of its length that a probe goes beyond the plane
 GRID_PROBES = 10  # looks at the model on the grid, at most
-GRID_ENOUGH = 6  # of them, where one of them fooled
+GRID_ENOUGH = 6  # looks after which one that fooled suffices
 GRID_GROWTH = 4.0  # of an effect beyond 1 that fails
 GRID_START = 1 - 1e-6  # effect of the first one, in units of the perturbation's own
-GRID_STEP = 0.05  # least share by which an effect grows that fails, before GRID_GROWTH
-GRID_MOST = 1e6  # an effect that takes all that the pixels may take
+GRID_STEP = 0.05  # least excess over 1 that is multiplied by GRID_GROWTH
 GRID_BY_SLOPE = 3  # probe from which on, while all have failed, the slope says what to change
 GRID_OVERSHOOT = 0.1  # share of the gap that such a probe goes beyond it
 GRID_CLOSE = 1.01  # ratio of effects that is not worth another look
@@ -108,8 +107,8 @@ class Grid:
         """Values as places on the grid, those that rounding took off it put back."""
         lo, hi = self.bounds
         place = (values.double() - lo) * ((self.levels - 1) / (hi - lo))
-        near = place.round()
-        return torch.where((place - near).abs() < self.rounding, near, place)
+        whole = place.round()
+        return torch.where((place - whole).abs() < self.rounding, whole, place)
 
     def _places(self, addend: Tensor) -> Tensor:
         """Equation 16 with 1 − τ = addend (B,), a whole number of 0 or more: n moves all pixels n values further."""
@@ -179,12 +178,11 @@ def effect_of(change: Tensor, delta: Tensor) -> Tensor:
     return (change.double() * exact).sum((1, 2, 3)) / exact.square().sum((1, 2, 3))
 
 
-def next_effect(fails: Tensor, fools: Tensor, probe: Tensor) -> Tensor:
-    """The effect (B,) to try next, between the largest that failed and the least that fooled.
+def next_effect(failed: Tensor, fooled: Tensor) -> Tensor:
+    """The effect (B,) to try next: halfway between the largest that failed and the least that fooled.
 
-    Until one has fooled it grows faster and faster; the last probe takes all there is.
+    The first look has the perturbation's own effect; a second, after a failure, more of it.
     """
-    grown = 1 + (fails - 1).clamp(min=GRID_STEP) * GRID_GROWTH
-    grown = torch.where(probe >= GRID_PROBES, GRID_MOST, grown)
-    first = torch.where(fails > 0, grown, GRID_START)
-    return torch.where(fools.isinf(), first, (fails + fools) / 2)
+    more = 1 + GRID_GROWTH * (failed - 1).clamp(min=GRID_STEP)
+    untried = torch.where(failed > 0, more, GRID_START)
+    return torch.where(fooled.isinf(), untried, (failed + fooled) / 2)

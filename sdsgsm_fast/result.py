@@ -80,7 +80,7 @@ class AttackResult:
         (B, C, H, W) the clean images: the caller's own tensor, not a copy.
     bounds : tuple of float
         (lo, hi) of the pixel values.
-    judge : Verdict
+    judge : Judge
         Asks the model about other versions of the images.
     """
 

@@ -35,10 +35,15 @@ class SearchModel:
     precise
         Whether precision "auto" keeps the model's own dtype: a search along the decision's boundary
         loses more by rounding than bfloat16 gains.
+    margins
+        Whether `evaluate` may be asked for the margin's gradient.
     """
 
-    def __init__(self, classifier: Classifier, *, cuda_graphs: bool, precise: bool = False) -> None:
-        self.classifier, self.cuda_graphs, self.precise = classifier, cuda_graphs, precise
+    def __init__(
+        self, classifier: Classifier, *, cuda_graphs: bool, precise: bool = False, margins: bool = False
+    ) -> None:
+        self.classifier, self.cuda_graphs = classifier, cuda_graphs
+        self.precise, self.margins = precise, margins
         self._surrogates: dict[Any, Surrogate] = {}  # by the images' spec
         self._graphs: dict[Any, tuple[Any, GraphedFunction]] = {}
 
@@ -101,10 +106,11 @@ class SearchModel:
     def evaluate(
         self, loss: str, adv: Tensor, labels: Tensor, target: Tensor | None, jitter: losses.Jitter | None = None
     ) -> tuple[Tensor, Callable[[Flags, Flags | None], Tensor]]:
-        """Logits, and a function ``gradient(wanted, near)`` of (B,) flags, `near` maybe None.
+        """Logits, and a function ``gradient(wanted, wants_margin)`` of (B,) flags.
 
-        It gives the loss's gradient of the images that are wanted, the margin's of those that are
-        `near` the boundary besides. What it gives for the other images is arbitrary.
+        It gives the loss's gradient of the images that are wanted, and the margin's of those among
+        them that want it (None for none), for which `margins` must be set. What it gives for the
+        other images is arbitrary.
         """
         captured = None if jitter else self.graphs_for(adv, loss)
         if captured is not None:
@@ -114,17 +120,17 @@ class SearchModel:
         # The model itself always meets the same layout, which its rounding may depend on.
         given = adv.contiguous() if self.classifier.surrogate is None else adv
         logits, leaf, values = loss_of(self.classifier, loss, given, labels, target, jitter)
-        if adv.is_cuda and not self.precise:  # queued before anybody waits for a verdict
+        if adv.is_cuda and not self.margins:  # queued before anybody waits for a verdict
             known = self.classifier.gradient(values, leaf)
             return logits, lambda *_: known
 
-        def gradient(wanted: Flags, near: Flags | None = None) -> Tensor:
+        def gradient(wanted: Flags, wants_margin: Flags | None = None) -> Tensor:
             # Zeros for the others: the surrogate's layers pass them on without computing them.
             with torch.enable_grad():
                 kept = values
-                if near is not None and near.any():
+                if wants_margin is not None and wants_margin.any():
                     margins = losses.loss("margin", logits, labels, target).to(values.dtype)
-                    kept = torch.where(_on(near, adv), margins, values)
+                    kept = torch.where(_on(wants_margin, adv), margins, values)
                 kept = kept if wanted.all() else torch.where(_on(wanted, adv), kept, 0)
             return self.classifier.gradient(kept, leaf)
 

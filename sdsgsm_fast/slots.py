@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,19 +15,18 @@ from torch import Tensor
 from . import refine
 from .common.numerics import Setting, allocation, column
 from .gradients import AdaBelief, Extra
-from .search import spec_of
+from .search import Flags, spec_of
 
 Ints = npt.NDArray[np.int64]
-Flags = npt.NDArray[np.bool_]
 
-SLOT = np.dtype(
-    [("owner", object)]
-    + [(k, np.int64) for k in ("row", "place", "restart", "updates", "stage", "won", "forward", "backward")]
-)
+COUNTS = ("row", "place", "restart", "updates", "earlier", "stage", "grid_fooled", "forward", "backward")
+SLOT = np.dtype([("owner", object)] + [(k, np.int64) for k in COUNTS])
 """What the host keeps of a slot: its image's batch, row and place, and counts.
 
-The stage is 0 while the image is not fooled, and then the number of its probe (`refine`); "won"
-says how many probes on the grid have fooled."""
+"earlier" are the updates of earlier restarts. "stage" is 0 while the image is not fooled; then 1 to
+n name the probe along the boundary that is next, n + 1 and more the probe on the grid, and beyond
+`LoopSettings.probes` the image is done. "grid_fooled" says how many probes on the grid have fooled.
+"""
 
 SLOT_DATA = ("images", "labels", "target", "domain", "eps", "alpha", "background")
 """Tensors that a slot has of its batch; besides these it has "adv" and what `Slots` adds."""
@@ -49,7 +48,7 @@ class Batch:
         ∇L of the clean images; None where the attack starts elsewhere.
     places
         (B,) the images' places in their data set.
-    shared
+    grad_counted
         Whether the pass that gave `grad` is in `backward` already (`Gradient` domains).
     todo
         (B,) bool, the images to be attacked.
@@ -75,7 +74,7 @@ class Batch:
     todo: Flags
     forward: Ints
     backward: Ints
-    shared: bool
+    grad_counted: bool
     adv: Tensor = field(init=False)
     success: Flags = field(init=False)
     updates: Ints = field(init=False)
@@ -111,19 +110,24 @@ class LoopSettings:
     levels: int | None
 
     @property
-    def elsewhere(self) -> bool:
+    def gradient_moves(self) -> bool:
         """Whether gradients are taken at other points than the iterates."""
         return any(extra.moves for extra in self.gradient)
 
     @property
     def late(self) -> bool:
-        """Whether the gradient of the clean images is of no use for the first update."""
-        return self.random_start or self.elsewhere or self.loss == "jitter"
+        """Whether the first update needs another gradient than that of the clean images."""
+        return self.random_start or self.gradient_moves or self.loss == "jitter"
 
     @property
     def probes(self) -> int:
         """Looks at the model that an image gets once it is fooled, at most."""
-        return refine.probes(self.refine) + (refine.GRID_PROBES if self.levels else 0)
+        return self.boundary_probes + (refine.GRID_PROBES if self.levels else 0)
+
+    @property
+    def boundary_probes(self) -> int:
+        """Those of them along the boundary."""
+        return refine.probes(self.refine)
 
 
 class Slots:
@@ -161,7 +165,7 @@ class Slots:
         """Images that have no slot yet."""
         return sum(len(batch.waiting) for batch in self.queue)
 
-    def fill(self, *, channels_last: Any) -> list[tuple[slice, Tensor | None]]:
+    def fill(self, *, channels_last: Callable[[Tensor], bool]) -> list[tuple[slice, Tensor | None]]:
         """Give free slots to images that wait; returns which, and their gradients where known.
 
         ``channels_last(images)`` says whether images of that kind are kept so.
@@ -189,7 +193,7 @@ class Slots:
         first = len(self.used)
         slots = slice(first, first + len(rows))
         in_order = rows[-1] - rows[0] == len(rows) - 1  # copied at once rather than gathered
-        index = slice(rows[0], rows[-1] + 1) if in_order else self.index(rows)
+        index = slice(rows[0], rows[-1] + 1) if in_order else self.on_device(rows)
         for name in SLOT_DATA:
             if name in self.data:
                 self.data[name][slots] = getattr(batch, name)[index]
@@ -200,11 +204,11 @@ class Slots:
         self.used = np.concatenate((self.used, new))
         if batch.grad is None:
             return slots, None
-        self.used["backward"][slots] += not batch.shared
+        self.used["backward"][slots] += not batch.grad_counted
         return slots, batch.grad[index]
 
     def forget(self, slots: slice | Tensor) -> None:
-        """Let some slots have no gradients behind them."""
+        """Set the averages of past gradients to zero."""
         for name in ("momentum", "mean", "spread"):
             if name in self.data:
                 self.data[name][slots] = 0
@@ -220,10 +224,11 @@ class Slots:
         names = ["adv"]
         names += ["mean", "spread"] if s.moments else ["momentum"] if s.decay else []
         names += ["best"] if s.probes else []
-        names += ["found"] if s.levels else []
+        names += ["best_on_grid"] if s.levels else []
         self.data |= {name: torch.empty_like(images) for name in names}
         if s.probes:
-            self.data |= {name: images.new_zeros(self.size).double() for name in ("l2", "gap", "fails", "fools")}
+            numbers = ("l2", "gap", "largest_failed", "least_fooled")
+            self.data |= {name: images.new_zeros(self.size).double() for name in numbers}
 
     def retire(self, done: Flags, success: Flags, adv: Tensor) -> None:
         """Hand the results of images that are done, in their order, to their batches."""
@@ -233,9 +238,9 @@ class Slots:
             rows_of_adv = np.array([i for i, owner in enumerate(owners) if owner is batch])
             chosen = slots[rows_of_adv]
             mine, rows = self.used[chosen], self.used["row"][chosen]
-            batch.adv[self.index(rows)] = adv[self.index(rows_of_adv)]
+            batch.adv[self.on_device(rows)] = adv[self.on_device(rows_of_adv)]
             batch.success[rows] = success[chosen]
-            batch.updates[rows] = mine["restart"] * self.settings.steps + mine["updates"]
+            batch.updates[rows] = mine["earlier"] + mine["updates"]
             batch.forward[rows] += mine["forward"]
             batch.backward[rows] += mine["backward"]
             batch.left -= len(rows)
@@ -245,21 +250,22 @@ class Slots:
         ready = int(going.sum())
         if ready < len(self.used):
             kept = np.concatenate((going.nonzero()[0], again.nonzero()[0]))
-            index = self.index(kept)
+            index = self.on_device(kept)
             for value in self.data.values():
                 value[: len(kept)] = value[index]
             grad = grad[index[:ready]]
             self.used = self.used[kept]
             self.used["restart"][ready:] += 1
+            self.used["earlier"][ready:] += self.used["updates"][ready:]
             self.used["updates"][ready:] = 0
-            self.used["stage"][ready:] = self.used["won"][ready:] = 0
+            self.used["stage"][ready:] = self.used["grid_fooled"][ready:] = 0
         return grad
 
     def of(self, name: str, slots: slice | Ints) -> Tensor | None:
         """What some slots hold; None where they hold no such thing."""
         if name not in self.data:
             return None
-        return self.data[name][slots if isinstance(slots, slice) else self.index(slots)]
+        return self.data[name][slots if isinstance(slots, slice) else self.on_device(slots)]
 
     def get(self, name: str, slots: slice | Ints) -> Tensor:
         """What some slots hold of what all of them have."""
@@ -302,10 +308,6 @@ class Slots:
         budget = column(self.setting("eps", slots)) * share
         return (images - budget).clamp(min=lo).to(images.dtype), (images + budget).clamp(max=hi).to(images.dtype)
 
-    def index(self, slots: Ints) -> Tensor:
-        """Numbers of slots, on the device."""
-        return torch.from_numpy(slots).to(self.data["images"].device)
-
-    def flags(self, flags: Flags) -> Tensor:
-        """Flags of slots, on the device."""
-        return torch.from_numpy(flags).to(self.data["images"].device)
+    def on_device(self, values: npt.NDArray[Any]) -> Tensor:
+        """What the host knows of slots, on the device."""
+        return torch.from_numpy(values).to(self.data["images"].device)

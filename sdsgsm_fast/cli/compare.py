@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ from ..attack import Attack, Settings
 from ..common.optional import require
 from ..common.progress import Progress
 from ..domains import Occlusion
-from ..model.classifier import Model
+from ..model.classifier import Classifier, Model
 from ..presets import (
     ABFGSM,
     BIM,
@@ -88,9 +89,16 @@ class Subject:
     labels: Tensor
     common: Settings
 
-    def first(self, count: int) -> Subject:
-        """The same with the first images alone."""
-        return replace(self, images=self.images[:count], labels=self.labels[:count])
+    def spread(self, count: int) -> Subject:
+        """The same with `count` of its images, evenly chosen."""
+        rows = spread(len(self.images), count)
+        return replace(self, images=self.images[rows], labels=self.labels[rows])
+
+
+def spread(total: int, count: int) -> list[int]:
+    """Places of at most `count` of `total` things; what comes class by class is taken from every class."""
+    count = min(count, total)
+    return [i * total // count for i in range(count)]
 
 
 def run_own(
@@ -127,10 +135,14 @@ def run_own(
     return row_of(name, result, time.perf_counter() - start, {"eps": eps, **changes})
 
 
-def run_rival(subject: Subject, rival: Rival, *, eps: float, steps: int) -> Row:
+def run_rival(subject: Subject, rival: Rival, *, eps: float) -> Row:
     """Run an attack of another library on the images that the model gets right; its row."""
+    classifier = Classifier(
+        subject.model, mean=subject.mean, std=subject.std, precision="float32",
+        batch_size=subject.common.get("batch_size"),
+    )  # fmt: skip
     start = time.perf_counter()
-    result = rival.run(subject.model, subject.mean, subject.std, subject.images, subject.labels, eps, steps)
+    result = rival.run(classifier, subject.images, subject.labels, eps)
     return row_of(rival.name, result, time.perf_counter() - start, {"library": rival.library})
 
 
@@ -139,18 +151,13 @@ def row_of(name: str, result: AttackResult, seconds: float, settings: dict[str, 
     return Row(name, result.metrics(), seconds, settings, mean_lpips(result))
 
 
-_LPIPS: dict[str, Any] = {}
-
-
+@cache
 def lpips_model() -> Any:
-    """The LPIPS network, where it and its weights are installed; None otherwise."""
-    if "model" not in _LPIPS:
-        try:
-            module = require("lpips", extra="compare", purpose="LPIPS")
-            _LPIPS["model"] = module.LPIPS(net="alex", verbose=False).eval()
-        except Exception:  # the package, its weights, or torchvision's are not there
-            _LPIPS["model"] = None
-    return _LPIPS["model"]
+    """The LPIPS network, where lpips is installed and finds or fetches its weights; None otherwise."""
+    try:
+        return require("lpips", extra="compare", purpose="LPIPS").LPIPS(net="alex", verbose=False).eval()
+    except Exception:  # the package, its weights, or torchvision's are not there
+        return None
 
 
 @torch.no_grad()

@@ -46,7 +46,7 @@ def compare(
     mean: Annotated[str | None, typer.Option(help="In place of the model's own: 0.5 or 0.4,0.5,0.6.")] = None,
     std: Annotated[str | None, typer.Option(help="The same; both go together.")] = None,
     eps: Annotated[float, typer.Option(min=0.1, max=255, help="ε, in units of 1/255.")] = 8.0,
-    steps: Annotated[int, typer.Option(min=1, max=10_000, help="Largest number of updates.")] = 20,
+    steps: Annotated[int, typer.Option(min=1, max=10_000, help="Largest number of updates, of this library's.")] = 20,
     attack: Annotated[
         list[str] | None, typer.Option(help="An attack of the table, again for more; none: all of this library.")
     ] = None,
@@ -54,7 +54,7 @@ def compare(
         list[str] | None,
         typer.Option(help=f"An attack of another library, again for more: {', '.join(runs.RIVALS)}; or all."),
     ] = None,
-    rival_limit: Annotated[int, typer.Option(min=1, help="Images of rivals, which are slow.")] = 64,
+    rival_limit: Annotated[int, typer.Option(min=1, help="Images of rivals, which are slow; evenly chosen.")] = 64,
     curve: Annotated[str, typer.Option(help="ε of the figures, in units of 1/255; empty for no such figures.")] = "1,4",
     sweep: Annotated[
         list[str] | None,
@@ -120,7 +120,7 @@ def _rows(subject: runs.Subject, plan: _Plan, console: Console) -> tuple[list[Ro
         for name in plan.attacks:
             rows.append(runs.run_own(subject, name, eps=plan.eps, steps=plan.steps, progress=told(name)))
         points += runs.curves(subject, plan.attacks, plan.curve, plan.steps, told)
-        rows += _rival_rows(subject.first(plan.rival_limit), plan, console, told)
+        rows += _rival_rows(subject.spread(plan.rival_limit), plan, console, told)
     return rows, points
 
 
@@ -138,12 +138,10 @@ def _subject(
     """The model and images that options name, and what to say of them."""
     loaded = models.load(model, weights=weights)
     found = sources.load(data, split=split, size=size)
-    count = min(limit, len(found))
-    # Folders and archives hold one class after the other.
-    rows = [i * len(found) // count for i in range(count)] if count else []
-    if not rows:
+    if not len(found):
         raise ValueError(f"{data}: holds no images")
-    images, labels = (tensor.to(device) for tensor in found.rows(rows))
+    chosen = runs.spread(len(found), limit)
+    images, labels = (tensor.to(device) for tensor in found.rows(chosen))
     if (given[0] is None) != (given[1] is None):
         raise typer.BadParameter("expected --mean and --std together", param_hint="--mean")
     origin, (mean_, std_) = "from --mean and --std", given
@@ -158,10 +156,10 @@ def _subject(
     accuracy = mean((predicted == labels).double())
     normalised = f"normalisation {origin}" + (f": mean {mean_}, std {std_}" if mean_ else "")
     lines = [
-        f"{loaded.name} on {len(rows)} of {sources.described(found)}: clean accuracy {accuracy:.1%}",
+        f"{loaded.name} on {len(chosen)} of {sources.described(found)}: clean accuracy {accuracy:.1%}",
         normalised,
     ]
-    about = {"model": model, "data": data, "images": len(rows), "clean_accuracy": accuracy, "lines": lines}
+    about = {"model": model, "data": data, "images": len(chosen), "clean_accuracy": accuracy, "lines": lines}
     return runs.Subject(loaded.model, mean_, std_, images, labels, common), about
 
 
@@ -187,7 +185,7 @@ def _rival_rows(subject: runs.Subject, plan: _Plan, console: Console, told: Told
             console.print(f"{name}: left out, {reason}; pip install 'sdsgsm-fast[compare]'")
             continue
         told(f"{name} ({rival.library})")
-        rows.append(runs.run_rival(subject, rival, eps=plan.eps, steps=plan.steps))
+        rows.append(runs.run_rival(subject, rival, eps=plan.eps))
     return rows
 
 
@@ -197,7 +195,7 @@ def _write(
     """Show the table, and write it with its figures."""
     columns = COMPARE_LPIPS if any(row.lpips is not None for row in rows) else COMPARE
     if console.is_terminal:
-        table = Table(*(columns), box=None, header_style="bold")
+        table = Table(*columns, box=None, header_style="bold")
         for column in table.columns[1:]:
             column.justify = "right"
         for row in rows:
@@ -209,6 +207,9 @@ def _write(
         "Means over the images that the clean model gets right. 8-bit: still fooled after rounding to pixel values; "
         "passes: forward and backward, an image; ms/image: on this machine."
     )
+    counts = sorted({row.metrics.images for row in rows if "library" in row.settings})
+    if counts:
+        console.print(f"Rows of other libraries: {counts[0]} images.")
     write_text(out / "table.md", markdown(rows, columns))
     write_text(out / "table.csv", csv_text(rows))
     names = ["table.md", "table.csv", "table.json"]

@@ -19,7 +19,7 @@ def draw_curves(path: Path, rows: Sequence[Row], *, ssim: bool) -> None:
     def x(row: Row) -> float:
         return 1 - row.metrics.ssim if ssim else row.metrics.l2
 
-    label = "1 − SSIM of the attacked images (mean, log scale)" if ssim else "ℓ2 of the attacked images (mean, log)"
+    label = ("1 − SSIM" if ssim else "ℓ2") + " of the attacked images (mean, log scale)"
     _draw(path, rows, x, lambda row: row.metrics.success_rate, label, "success rate", lines=True)
 
 
@@ -54,13 +54,13 @@ def _draw(
         }  # fmt: skip
         axis.plot([x(row) for row in mine], [y(row) for row in mine], **style)
     axis.set_xscale("log")
-    if not lines:
-        axis.set_yscale("log")
-    else:
+    if lines:
         axis.set_ylim(-0.02, 1.03)
-    for side in (axis.xaxis, axis.yaxis) if not lines else (axis.xaxis,):
+    else:
+        axis.set_yscale("log")
+    for side in (axis.xaxis,) if lines else (axis.xaxis, axis.yaxis):
         side.set_major_formatter(StrMethodFormatter("{x:g}"))
-        side.set_minor_formatter(NullFormatter() if not lines else StrMethodFormatter("{x:g}"))
+        side.set_minor_formatter(StrMethodFormatter("{x:g}") if lines else NullFormatter())
     axis.set_xlabel(x_label)
     axis.set_ylabel(y_label)
     axis.grid(visible=True, which="both", alpha=0.25)

@@ -1,4 +1,4 @@
-"""What commands share: checks of options, progress bars, the model and images that are named."""
+"""What commands share: checks of options, and progress bars."""
 
 from __future__ import annotations
 

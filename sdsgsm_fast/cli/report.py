@@ -29,7 +29,7 @@ class Row:
     name, metrics, seconds
         The attack, its figures, and how long the run took.
     settings
-        What sets it apart from its defaults, for JSON.
+        ε, what differs from the preset, or the library that it is taken from; for JSON and CSV.
     lpips
         Mean LPIPS distance of the attacked images, where it was measured.
     """

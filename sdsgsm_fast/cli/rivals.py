@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from ..common.lines import first_line
-from ..model.classifier import Classifier, Model
+from ..model.classifier import Classifier
 from ..result import AttackResult, Judge, Passes
 
-Run = Callable[[nn.Module, Tensor, Tensor, float, int], Tensor]
-"""Model, images, labels, ε and steps to adversarial images."""
+Run = Callable[[nn.Module, Tensor, Tensor, float], Tensor]
+"""Model, images, labels and ε to adversarial images; each has steps of its own."""
 
 AT_ONCE = 64  # images of a call
 
@@ -27,6 +27,7 @@ class Counted(nn.Module):
         super().__init__()
         self.classifier = classifier
         module = classifier.module
+        # Libraries ask its parameters for the device.
         self.held = module if module is not None else nn.Identity()
         self.forwards = self.backwards = 0
 
@@ -66,22 +67,20 @@ class Rival:
             return f"{self.library}: {first_line(error)}"
         return None
 
-    def run(
-        self, model: Model, mean: Any, std: Any, images: Tensor, labels: Tensor, eps: float, steps: int
-    ) -> AttackResult:
+    def run(self, classifier: Classifier, images: Tensor, labels: Tensor, eps: float) -> AttackResult:
         """Attack the images that the model gets right; success is judged as everywhere here.
 
-        A backward pass for each class, as DeepFool takes, counts as one for each class.
+        A backward pass for each class, as DeepFool takes, counts as one for each class. Passes are
+        means: a library's are not told apart by image.
         """
-        classifier = Classifier(model, mean=mean, std=std, precision="float32")
-        judge, adv = Judge(classifier, labels, None), images.clone()
+        judge, adv, size = Judge(classifier, labels, None), images.clone(), classifier.batch_size or AT_ONCE
         with classifier.frozen():
-            skipped = torch.cat([classifier.logits(x).argmax(1) for x in torch.split(images, AT_ONCE)]) != labels
+            skipped = torch.cat([classifier.logits(x).argmax(1) for x in torch.split(images, size)]) != labels
         counted, rows = Counted(classifier), (~skipped).nonzero().flatten()
         with classifier.frozen(), torch.enable_grad():
             counted.eval()  # held, so that the model's own modes come back
-            for part in torch.split(rows, AT_ONCE):
-                found = self.attack(counted, images[part], labels[part], eps, steps).detach()
+            for part in torch.split(rows, size):
+                found = self.attack(counted, images[part], labels[part], eps).detach()
                 adv[part] = found.clamp(0, 1).to(adv.dtype)
         success = torch.zeros_like(skipped)
         success[rows] = judge(adv[rows], rows)
@@ -98,7 +97,7 @@ class Rival:
 def _foolbox(name: str, **settings: Any) -> Run:
     """A minimum-norm attack of foolbox, without a limit."""
 
-    def run(model: nn.Module, images: Tensor, labels: Tensor, eps: float, steps: int) -> Tensor:
+    def run(model: nn.Module, images: Tensor, labels: Tensor, eps: float) -> Tensor:
         foolbox = importlib.import_module("foolbox")
         wrapped = foolbox.PyTorchModel(model, bounds=(0, 1), device=images.device)
         attack = getattr(foolbox.attacks, name)(**settings)
@@ -110,7 +109,9 @@ def _foolbox(name: str, **settings: Any) -> Run:
 
 
 def _adv_lib(name: str, **settings: Any) -> Run:
-    def run(model: nn.Module, images: Tensor, labels: Tensor, eps: float, steps: int) -> Tensor:
+    """A minimum-norm attack of adv-lib, without a limit."""
+
+    def run(model: nn.Module, images: Tensor, labels: Tensor, eps: float) -> Tensor:
         attacks = importlib.import_module("adv_lib.attacks")
         found: Tensor = getattr(attacks, name)(model, images, labels, **settings)
         return found
@@ -121,7 +122,7 @@ def _adv_lib(name: str, **settings: Any) -> Run:
 def _torchattacks(name: str, **settings: Any) -> Run:
     """An attack of torchattacks within ε, or within the `eps` of its settings."""
 
-    def run(model: nn.Module, images: Tensor, labels: Tensor, eps: float, steps: int) -> Tensor:
+    def run(model: nn.Module, images: Tensor, labels: Tensor, eps: float) -> Tensor:
         library = importlib.import_module("torchattacks")
         classes = model(images[:1]).shape[1]
         attack = getattr(library, name)(model, **{"eps": eps, "n_classes": classes, **settings})

@@ -29,7 +29,7 @@ from . import photonet, photos
 from .unpickle import load_plain
 
 SUFFIXES = (".png", ".jpg", ".jpeg")
-MAX_BYTES = 8 * 2**30  # of arrays and of CIFAR's batches, uncompressed
+MAX_BYTES = 8 * 2**30  # of an array file, and of a packed archive, unpacked
 MAX_FILE = 256 * 2**20  # of one image file
 MAX_HEADER = 2**20  # of an archive's member
 MAX_PIXELS = 64 * 2**20  # of one image
@@ -195,7 +195,7 @@ def decoded(raw: bytes, where: str, size: int | None) -> npt.NDArray[np.uint8]:
                 found = _resized(found, size)
             return np.asarray(found, dtype=np.uint8)
     except Exception as error:  # a decoder raises whatever a damaged file leads it into
-        raise ValueError(f"{where}: not a PNG or JPEG image: {first_line(error)}") from error
+        raise ValueError(f"{where}: cannot be used as a PNG or JPEG image: {first_line(error)}") from error
 
 
 def _resized(image: Any, size: int) -> Any:
@@ -270,7 +270,7 @@ def _photos(split: str) -> ImageSet:
 
 def _cifar_folder(path: Path, split: str) -> ImageSet | None:
     """CIFAR in a folder, or in the one folder that its archive holds; None if it is not there."""
-    for folder in (path, *sorted(path.glob("cifar-10*"))):
+    for folder in (path, *sorted(path.glob("cifar-10*"))):  # cifar-10-batches-py, cifar-100-python
         for classes, (test, _, meta, *_) in CIFAR.items():
             if (folder / test).is_file() and (folder / meta).is_file():
                 return _cifar(str(path), classes, split, lambda name, at=folder: (at / name).open("rb"))

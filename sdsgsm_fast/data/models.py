@@ -21,7 +21,6 @@ from ..common.optional import require
 from . import photonet, photos
 
 PREFIXES = ("module.", "_orig_mod.")  # of DataParallel and torch.compile
-ZOOS = ("timm", "torchvision", "hf")
 
 
 @dataclass(frozen=True)
@@ -82,11 +81,15 @@ def load(spec: str, *, weights: str | Path | None = None) -> LoadedModel:
     if kind == "hf":
         _no_weights(spec, weights)
         return _in_eval(_hugging_face(spec, Path(rest)))
-    if kind in ZOOS and rest:
-        loaded = {"timm": _timm, "torchvision": _torchvision}[kind](spec, rest, weights is None)
+    zoos = {"timm": _timm, "torchvision": _torchvision}
+    if kind in zoos and rest:
+        loaded = zoos[kind](spec, rest, weights is None)
     elif ":" in spec and rest.isidentifier():
         made = _made(spec, kind, rest)
-        mean, std = (_numbers(getattr(made, name, None)) for name in ("mean", "std"))
+        try:
+            mean, std = (_numbers(getattr(made, name, None)) for name in ("mean", "std"))
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{spec}: {first_line(error)}") from error
         loaded = LoadedModel(spec, made, None, mean, std)
     else:
         _no_weights(spec, weights)
@@ -129,33 +132,37 @@ def _made(spec: str, where: str, name: str) -> nn.Module:
 
 def _module(spec: str, where: str) -> Any:
     """Import a module by its name, or a file by its path."""
+    if where.endswith(".py") and not _is_file(Path(where)):
+        raise ValueError(f"{spec}: no such file: {where}")
     try:
-        if not where.endswith(".py"):
-            # As with python -m: what lies in the current folder can be named.
-            sys.path.insert(0, str(Path.cwd()))
-            try:
-                return importlib.import_module(where)
-            finally:
-                sys.path.remove(str(Path.cwd()))
-        path = Path(where)
-        if not path.is_file():
-            raise ValueError(f"{spec}: no such file: {where}")
-        found = importlib.util.spec_from_file_location(path.stem, path)
-        assert found is not None
-        assert found.loader is not None
-        module = importlib.util.module_from_spec(found)
-        before = sys.modules.get(path.stem)
-        sys.modules[path.stem] = module  # while it runs: dataclasses look there
-        try:
-            found.loader.exec_module(module)
-        finally:
-            if before is not None:
-                sys.modules[path.stem] = before
-        return module
-    except ValueError:
-        raise
+        return _file_module(Path(where)) if where.endswith(".py") else _named_module(where)
     except Exception as error:  # it is the user's code that runs here
         raise ValueError(f"{spec}: cannot import {where}: {first_line(error)}") from error
+
+
+def _named_module(name: str) -> Any:
+    """As with python -m: what lies in the current folder can be named."""
+    here = str(Path.cwd())
+    sys.path.insert(0, here)
+    try:
+        return importlib.import_module(name)
+    finally:
+        sys.path.remove(here)
+
+
+def _file_module(path: Path) -> Any:
+    """Run a file as a module; another module of its name keeps that name."""
+    found = importlib.util.spec_from_file_location(path.stem, path)
+    assert found is not None
+    assert found.loader is not None
+    module, before = importlib.util.module_from_spec(found), sys.modules.get(path.stem)
+    sys.modules[path.stem] = module  # dataclasses look there while it runs
+    try:
+        found.loader.exec_module(module)
+    finally:
+        if before is not None:
+            sys.modules[path.stem] = before
+    return module
 
 
 def _with_weights(loaded: LoadedModel, path: Path) -> LoadedModel:

@@ -16,6 +16,7 @@ import numpy.typing as npt
 from ..common.lines import first_line
 
 MAX_BYTES = 2**30  # of a batch, and of what it makes; CIFAR-100's training batch has 155 million
+MAX_NAME = 200  # characters of a key, a module, a dtype
 MAX_OPCODES = 5_000_000  # CIFAR-100's training batch has some 300,000
 
 DTYPES = ("u1", "i1", "u2", "i2", "u4", "i4", "u8", "i8", "f4", "f8", "b1")
@@ -193,10 +194,13 @@ class _Reader:
         if isinstance(raw, str):  # Python 2's bytes
             self._make(len(raw))
             raw = raw.encode("latin1")
-        if not isinstance(raw, (bytes, bytearray)):
+        if isinstance(raw, bytearray):  # protocol 5's
+            self._make(len(raw))
+            raw = bytes(raw)
+        if not isinstance(raw, bytes):
             raise RefusedError("an array of objects")
         sizes = tuple(_as(int, size) for size in _as(tuple, shape))
-        return np.frombuffer(bytes(raw), _as(_Dtype, dtype).numpy()).reshape(sizes, order="F" if fortran else "C")
+        return np.frombuffer(raw, _as(_Dtype, dtype).numpy()).reshape(sizes, order="F" if fortran else "C")
 
     def _make(self, size: int) -> None:
         self.made += size
@@ -205,7 +209,7 @@ class _Reader:
 
 
 def load_plain(file: BinaryIO, name: str | Path) -> dict[str, Any]:
-    """Read a pickled dictionary of arrays, numbers, strings and lists of them.
+    """Read a pickled dictionary of arrays, numbers, strings and lists of numbers and strings.
 
     Raises
     ------
@@ -233,8 +237,8 @@ def _as(kind: Any, value: Any) -> Any:
 
 
 def _text(value: Any) -> str:
-    """A string, also Python 2's and Python 3's bytes."""
-    if isinstance(value, bytes):
-        return value.decode("latin1")
-    found: str = _as(str, value)
-    return found
+    """A short string, also Python 2's and Python 3's bytes."""
+    found: str | bytes = value if isinstance(value, bytes) else _as(str, value)
+    if len(found) > MAX_NAME:
+        raise RefusedError(f"a name of {len(found)} characters")
+    return found.decode("latin1") if isinstance(found, bytes) else found

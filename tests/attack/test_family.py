@@ -336,7 +336,7 @@ def test_verdicts_are_on_the_iterate_itself(net: nn.Module, images: Tensor, labe
         (lambda: BIM(convnet(), moments="adam"), "moments: expected AdaBelief"),
         (lambda: BIM(convnet(), gradient=[Diversity(rate=0.01)])(torch.rand(1, 3, 16, 16), torch.tensor([0])),
          "gradient: Diversity cannot make images of 16×16 smaller"),
-        (lambda: BIM(convnet(), cuda_graphs=True, loss="jitter"), "cuda_graphs: not with refine, nor with"),
+        (lambda: BIM(convnet(), cuda_graphs=True, loss="jitter"), "cuda_graphs: not with refine, levels or"),
     ],
 )  # fmt: skip
 def test_bad_settings_of_extras(make: Any, message: str) -> None:

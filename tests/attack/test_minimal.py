@@ -408,3 +408,15 @@ def test_an_iterate_on_the_grid_is_no_worse_for_it(net: nn.Module, images: Tenso
     result = BIM(net, levels=256, **settings).run(images, labels)
     assert torch.equal(result.success, plain.success)
     assert (l2(result) <= l2(plain) + 1e-6).all()
+
+
+def test_updates_of_earlier_restarts_are_those_made() -> None:
+    """An attempt that fools early and then fails on the grid has not made all its updates."""
+    images = torch.full((1, 1, 2, 2), 100 / 255)
+    model = Brightness(102.5 / 255)
+    settings: dict[str, Any] = {"eps": 2.9 / 255, "alpha": 2.9 / 255, "steps": 50, "levels": 256, "seed": 0}
+    one = PGD(model, **settings).run(images, torch.tensor([0]))
+    two = PGD(model, restarts=3, **settings).run(images, torch.tensor([0]))
+    assert not two.success.any()
+    assert one.updates < 50
+    assert one.updates <= two.updates <= 3 * 3

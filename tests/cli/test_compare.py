@@ -23,6 +23,7 @@ from sdsgsm_fast.cli.main import app, main
 from sdsgsm_fast.cli.report import COMPARE, Row, csv_text
 from sdsgsm_fast.cli.rivals import Rival
 from sdsgsm_fast.data.photonet import MEAN, STD, load_photonet
+from sdsgsm_fast.model.classifier import Classifier
 
 FACTORY = """
 import torch.nn as nn
@@ -123,7 +124,7 @@ def test_sweeps_are_those_of_the_attack_itself() -> None:
     assert row.metrics.l2 == pytest.approx(expected.l2, rel=1e-4)
 
 
-def halving(model: nn.Module, images: Tensor, labels: Tensor, eps: float, steps: int) -> Tensor:
+def halving(model: nn.Module, images: Tensor, labels: Tensor, eps: float) -> Tensor:
     """An attack of another library: one step of the sign's, by a pass forward and back."""
     assert (model(images).argmax(1) == labels).all(), "only images that the model gets right"
     x = images.clone().requires_grad_()
@@ -148,11 +149,32 @@ def test_rivals_are_judged_and_counted(tmp_path: Path, monkeypatch: pytest.Monke
     assert row["linf"] == pytest.approx(0.1, abs=1e-6)
 
 
+def test_rivals_take_as_many_images_at_once_as_the_model() -> None:
+    sizes: list[int] = []
+
+    def attack(model: nn.Module, images: Tensor, labels: Tensor, eps: float) -> Tensor:
+        sizes.append(len(images))
+        return images
+
+    images, labels = sources.load("photos").rows(range(12))
+    Rival("none", "json", attack).run(
+        Classifier(load_photonet(), mean=MEAN, std=STD, batch_size=3), images, labels, 0.1
+    )
+    assert max(sizes) == 3
+
+
+def test_rivals_see_every_class() -> None:
+    assert runs.spread(100, 4) == [0, 25, 50, 75]
+    assert runs.spread(3, 10) == [0, 1, 2]
+    images, labels = torch.rand(40, 3, 8, 8), torch.arange(10).repeat_interleave(4)
+    assert runs.Subject(nn.Identity(), None, None, images, labels, {}).spread(10).labels.tolist() == list(range(10))
+
+
 def test_a_rival_leaves_the_model_alone() -> None:
     net = load_photonet().train()
     images, labels = sources.load("photos").rows(range(8))
     before = {k: v.clone() for k, v in net.state_dict().items()}
-    result = Rival("halving", "json", halving).run(net, MEAN, STD, images, labels, 8 / 255, 1)
+    result = Rival("halving", "json", halving).run(Classifier(net, mean=MEAN, std=STD), images, labels, 8 / 255)
     assert net.training
     assert all(torch.equal(v, before[k]) for k, v in net.state_dict().items())
     assert all(p.grad is None and p.requires_grad for p in net.parameters())
@@ -187,7 +209,7 @@ def test_rivals_are_called_as_their_libraries_want(name: str, monkeypatch: pytes
     images, labels = sources.load("photos").rows(range(4))
     rival = runs.RIVALS[name]
     assert rival.missing() is None
-    result = rival.run(load_photonet(), MEAN, STD, images, labels, 8 / 255, 1)
+    result = rival.run(Classifier(load_photonet(), mean=MEAN, std=STD), images, labels, 8 / 255)
     assert not result.success.any()
     assert seen
 

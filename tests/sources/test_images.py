@@ -377,7 +377,7 @@ def test_limits_of_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     np.savez_compressed(tmp_path / "big.npz", images=np.zeros((100, 3, 32, 32), np.uint8), labels=np.zeros(100, int))
     archive = packed(tmp_path / "set", tmp_path / "set.tar.gz")
     monkeypatch.setattr(module, "MAX_PIXELS", 2000)
-    with pytest.raises(ValueError, match=r"x.png: not a PNG or JPEG image: 50×50 pixels, more than 2000"):
+    with pytest.raises(ValueError, match=r"x.png: cannot be used as a PNG or JPEG image: 50×50 pixels, more than 2000"):
         sources.load(tmp_path / "set").rows([0])
     monkeypatch.setattr(module, "MAX_FILE", 20)
     with pytest.raises(ValueError, match=r"x.png: larger than 20 bytes"):
@@ -429,7 +429,7 @@ def test_a_damaged_image_is_named(tmp_path: Path) -> None:
     image_folder(tmp_path / "set")
     (tmp_path / "set" / "bee" / "1.png").write_bytes(b"\x89PNG\r\n\x1a\n garbage")
     found = sources.load(tmp_path / "set")
-    with pytest.raises(ValueError, match=r"bee.1.png: not a PNG or JPEG image") as error:
+    with pytest.raises(ValueError, match=r"bee.1.png: cannot be used as a PNG or JPEG image") as error:
         list(found.batches(4))
     assert "\n" not in str(error.value)
 
@@ -437,7 +437,7 @@ def test_a_damaged_image_is_named(tmp_path: Path) -> None:
 def test_sixteen_bit_images_are_refused(tmp_path: Path) -> None:
     (tmp_path / "a").mkdir()
     Image.fromarray(np.full((8, 8), 20000).astype(np.uint16)).save(tmp_path / "a" / "x.png")
-    with pytest.raises(ValueError, match=r"x.png: not a PNG or JPEG image: more than 8 bits a channel"):
+    with pytest.raises(ValueError, match=r"x.png: cannot be used as a PNG or JPEG image: more than 8 bits a channel"):
         sources.load(tmp_path).rows([0])
 
 
@@ -509,7 +509,7 @@ def test_names_of_members_do_not_break_lines(tmp_path: Path) -> None:
         info = tarfile.TarInfo("a/b\nc.png")
         info.size = 4
         archive.addfile(info, io.BytesIO(b"oops"))
-    with pytest.raises(ValueError, match=r"a/b\?c.png: not a PNG or JPEG image") as error:
+    with pytest.raises(ValueError, match=r"a/b\?c.png: cannot be used as a PNG or JPEG image") as error:
         sources.load(tmp_path / "set.tar").rows([0])
     assert "\n" not in str(error.value)
 
@@ -525,7 +525,7 @@ def test_names_that_no_file_has(name: str) -> None:
 def test_a_format_is_told_by_content_not_by_name(tmp_path: Path) -> None:
     (tmp_path / "set" / "a").mkdir(parents=True)
     Image.fromarray(np.zeros((4, 4, 3), np.uint8)).save(tmp_path / "set" / "a" / "x.png", format="BMP")
-    with pytest.raises(ValueError, match=r"x.png: not a PNG or JPEG image"):
+    with pytest.raises(ValueError, match=r"x.png: cannot be used as a PNG or JPEG image"):
         sources.load(tmp_path / "set").rows([0])
 
 
