@@ -1,5 +1,5 @@
 #!/bin/sh
-# The paper's experiment on real CIFAR-10, into bench/results/cifar10-*.json and docs/figures; two hours on two cores.
+# The paper's experiment on real CIFAR-10, into bench/results/cifar10-*.json; figures stay in $WORK. Hours on two cores.
 #
 #   bench/cifar10.sh DATA
 #

@@ -40,7 +40,7 @@ def _draw(
     require("matplotlib", extra="cli", purpose="the figures")
     from matplotlib import colormaps
     from matplotlib.figure import Figure
-    from matplotlib.ticker import NullFormatter, StrMethodFormatter
+    from matplotlib.ticker import LogLocator, StrMethodFormatter
 
     figure = Figure(figsize=(9.5, 5.2), layout="constrained")
     axis = figure.subplots()
@@ -59,8 +59,9 @@ def _draw(
     else:
         axis.set_yscale("log")
     for side in (axis.xaxis,) if lines else (axis.xaxis, axis.yaxis):
+        side.set_minor_locator(LogLocator(subs=(2, 5)))
         side.set_major_formatter(StrMethodFormatter("{x:g}"))
-        side.set_minor_formatter(StrMethodFormatter("{x:g}") if lines else NullFormatter())
+        side.set_minor_formatter(StrMethodFormatter("{x:g}"))
     axis.set_xlabel(x_label)
     axis.set_ylabel(y_label)
     axis.grid(visible=True, which="both", alpha=0.25)
