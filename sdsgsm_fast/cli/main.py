@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 
@@ -111,15 +111,22 @@ def demo(
 app.command()(compare)
 
 
+# The class of click's errors, of which newer versions of typer have one of their own.
+_UsageError: Any = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
+
+
 def main() -> None:
     """Run the command line; bad input ends with one line and exit code 2."""
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(errors="replace")  # type: ignore[union-attr]
     try:
-        app()
-    except KeyboardInterrupt:
+        sys.exit(app(sys.argv[1:] or ["--help"], standalone_mode=False, prog_name="sdsgsm"))
+    except (KeyboardInterrupt, typer.Abort):
         sys.stderr.write("sdsgsm: interrupted\n")
         sys.exit(130)
+    except _UsageError as error:
+        sys.stderr.write(f"sdsgsm: {' '.join(error.format_message().split())}\n")
+        sys.exit(2)
     except (ValueError, ModuleNotFoundError, OSError) as error:
         sys.stderr.write(f"sdsgsm: {error}\n")
         sys.exit(2)
