@@ -72,7 +72,7 @@ def plans(net: nn.Module, images: Tensor, windows: Windows) -> list[Plan]:
 def replayed(plan: Plan, images: Tensor, windows: Windows, backend: str = "auto") -> Tensor:
     """Logits of the plan's windows, image by image."""
     fill = torch.tensor(FILL, dtype=images.dtype)
-    runner = PlanRunner(plan, fill, windows.patch, backend)
+    runner = PlanRunner(plan, fill, windows, fill.device, backend)
     size = (len(images), len(plan.rows), len(plan.cols))
     places = torch.ones(size).nonzero().int().unbind(1)
     steps = plan.network.steps
