@@ -192,11 +192,9 @@ class Loop:
         def gradient(wanted: Flags, wants_margin: Flags) -> Tensor:
             grad = known(wanted, wants_margin)
             through = self._through_extras(part, grad)
-            return (
-                torch.where(slots.on_device(wants_margin)[:, None, None, None], grad, through)
-                if wants_margin.any()
-                else through
-            )
+            if not wants_margin.any():
+                return through
+            return torch.where(slots.on_device(wants_margin)[:, None, None, None], grad, through)
 
         return success, logits, gradient
 
@@ -373,7 +371,7 @@ class Loop:
         wanted = refine.next_effect(fails[rows], fools[rows])
         number_won = slots.used["grid_fooled"][part][chosen] - won
         of_slope = refine.by_slope(slots.used["stage"][part][chosen], number_won, self.settings.refine)
-        # The pixels may take no more.
+        # Where less than what was wanted came, the pixels may take no more.
         exhausted = ~flags & ~slots.on_device(of_slope) & (tried < wanted * (1 - 1e-9))
         before = (slots.data["best_on_grid"][part][rows] - images).double().flatten(1).norm(dim=1)
         l2 = (adv - images).double().flatten(1).norm(dim=1)
@@ -404,7 +402,7 @@ class Loop:
         images, adv = slots.get("images", chosen), slots.get("adv", chosen)
         stage = slots.used["stage"][chosen]
         halved = slots.on_device(~refine.needs_gradient(stage, passes))
-        share = refine.damping(slots.on_device(stage), refine.probes(passes))
+        share = refine.damping(slots.on_device(stage), self.settings.boundary_probes)
         slope = -self._sign * grad[index]
         moved = refine.next_probe(images, adv, slope, slots.get("gap", chosen), *slots.limits(chosen), share)
         return torch.where(halved[:, None, None, None], (images + adv) / 2, moved)

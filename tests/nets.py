@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 
@@ -66,3 +67,22 @@ def predicted(model: nn.Module, images: Tensor) -> Tensor:
     """The classes that the model predicts."""
     with torch.no_grad():
         return model(images).argmax(1)
+
+
+class Steady(nn.Module):
+    """A model whose bits do not depend on the batch: one image after the other."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = nn.Sequential(nn.Conv2d(3, 6, 3, 2), nn.SiLU(), nn.Flatten(), nn.Linear(6 * 49, 5))
+        with torch.no_grad():
+            self.net[-1].weight.mul_(6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat([self.net(image) for image in x.split(1)])
+
+
+def gradient(net: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+    """The cross-entropy's, of each image apart."""
+    x = x.detach().requires_grad_()
+    return torch.autograd.grad(F.cross_entropy(net(x), y, reduction="sum"), x)[0]

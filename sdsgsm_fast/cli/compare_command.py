@@ -147,17 +147,17 @@ def _subject(
     origin, (mean_, std_) = "from --mean and --std", given
     if mean_ is None:
         origin, mean_, std_ = "from the model's source", loaded.mean, loaded.std
-    if mean_ is None:
-        origin, mean_, std_ = "none: the model gets images in [0, 1]", None, None
+    known = mean_ is not None or std_ is not None
     classifier = Classifier(loaded.model.to(device), mean=mean_, std=std_, batch_size=common.get("batch_size"))
     classifier.check(images)
     with classifier.frozen():
         predicted = torch.cat([classifier.logits(part).argmax(1) for part in torch.split(images, 64)])
     accuracy = mean((predicted == labels).double())
-    normalised = f"normalisation {origin}" + (f": mean {mean_}, std {std_}" if mean_ else "")
     lines = [
         f"{loaded.name} on {len(chosen)} of {sources.described(found)}: clean accuracy {accuracy:.1%}",
-        normalised,
+        f"normalisation {origin}: mean {mean_ or 0}, std {std_ or 1}"
+        if known
+        else "normalisation none: the model gets images in [0, 1]",
     ]
     about = {"model": model, "data": data, "images": len(chosen), "clean_accuracy": accuracy, "lines": lines}
     return runs.Subject(loaded.model, mean_, std_, images, labels, common), about

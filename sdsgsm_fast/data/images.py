@@ -11,6 +11,7 @@ import math
 import os
 import tarfile
 import zipfile
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -55,7 +56,7 @@ class Entry:
     label: int
 
 
-class ImageSet(Dataset[tuple[Tensor, int]]):
+class ImageSet(Dataset[tuple[Tensor, int]], ABC):
     """Labelled images in [0, 1], of one size, and what their source knows of them.
 
     `set[i]` is an image (C, H, W) float32 and its label. `batches` gives pairs of tensors, as
@@ -90,9 +91,9 @@ class ImageSet(Dataset[tuple[Tensor, int]]):
         images, labels = self.rows(range(index, index + 1))
         return images[0], int(labels[0])
 
+    @abstractmethod
     def rows(self, chosen: Sequence[int]) -> tuple[Tensor, Tensor]:
         """Images (n, C, H, W) float32 in [0, 1] and labels (n,) int64."""
-        raise NotImplementedError
 
     def batches(self, size: int, *, limit: int | None = None, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
         """Batches of at most `size` images, in order, from `start` on, `limit` images at most."""
@@ -145,8 +146,7 @@ class FileSet(ImageSet):
         """A regular file of the archive; a forked process opens the archive for itself."""
         if self._tar is None or self._tar[0] != os.getpid():
             assert self.archive is not None
-            archive = tarfile.open(self.archive, tarinfo=_Member)  # noqa: SIM115
-            self._tar = os.getpid(), archive, _members(archive, packed=_packed(self.archive))
+            self._tar = os.getpid(), *_opened_tar(self.archive)
         _, archive, members = self._tar
         if name not in members:
             raise ValueError("it is no regular file any more")
@@ -192,18 +192,17 @@ def decoded(raw: bytes, where: str, size: int | None) -> npt.NDArray[np.uint8]:
                 raise ValueError(f"more than 8 bits a channel ({image.mode})")
             found = image.convert("RGB")
             if size is not None:
-                found = _resized(found, size)
+                found = _resized(found, size, image_module.Resampling.BILINEAR)
             return np.asarray(found, dtype=np.uint8)
     except Exception as error:  # a decoder raises whatever a damaged file leads it into
         raise ValueError(f"{where}: cannot be used as a PNG or JPEG image: {first_line(error)}") from error
 
 
-def _resized(image: Any, size: int) -> Any:
+def _resized(image: Any, size: int, resampling: Any) -> Any:
     """Cut out the middle square, and resize it."""
     side = min(image.size)
     left, top = (image.width - side) // 2, (image.height - side) // 2
-    bilinear = require("PIL.Image", extra="cli", purpose="reading image files").Resampling.BILINEAR
-    return image.resize((size, size), bilinear, box=(left, top, left + side, top + side))
+    return image.resize((size, size), resampling, box=(left, top, left + side, top + side))
 
 
 def _read_limited(path: Path) -> bytes:
@@ -306,6 +305,8 @@ def _present(opened: Any, member: str, name: str) -> BinaryIO:
     try:
         file: BinaryIO = opened(member)
         return file
+    except (KeyError, FileNotFoundError) as error:
+        raise ValueError(f"{name}: {member} is missing") from error
     except Exception as error:  # of several kinds, by how the file is packed
         raise ValueError(f"{name}: {member} cannot be read: {first_line(error)}") from error
 
@@ -338,17 +339,12 @@ def _file_set(name: str, files: list[tuple[str, str]], size: int | None, archive
 
 def _tar(path: Path, split: str, size: int | None) -> ImageSet:
     """CIFAR's archive, or a tar of a folder a class; nothing is extracted."""
-    try:
-        with tarfile.open(path, tarinfo=_Member) as archive:
-            members = _members(archive, packed=_packed(path))
-            at = {PurePosixPath(name).name: member for name, member in members.items()}
-            for classes, (test, _, meta, *_) in CIFAR.items():
-                if test in at and meta in at:
-                    return _cifar(str(path), classes, split, lambda name: archive.extractfile(at[name]))
-    except Exception as error:  # of several kinds, by how the file is packed
-        if str(error).startswith(str(path)):
-            raise
-        raise ValueError(f"{path}: not a readable tar archive: {first_line(error)}") from error
+    archive, members = _opened_tar(path)
+    with archive:
+        at = {PurePosixPath(name).name: member for name, member in members.items()}
+        for classes, (test, _, meta, *_) in CIFAR.items():
+            if test in at and meta in at:
+                return _cifar(str(path), classes, split, lambda name: archive.extractfile(at[name]))
     files = [m for m in members.values() if PurePosixPath(m.name).suffix.lower() in SUFFIXES]
     large = [m.name for m in files if m.size > MAX_FILE]
     if large:
@@ -359,6 +355,19 @@ def _tar(path: Path, split: str, size: int | None) -> ImageSet:
         depth += 1
     names = [(p[depth], name) for name, p in parts.items() if len(p) > depth + 1]
     return _file_set(str(path), names, size, path)
+
+
+def _opened_tar(path: Path) -> tuple[tarfile.TarFile, dict[str, tarfile.TarInfo]]:
+    """An archive and its regular files by name."""
+    try:
+        archive = tarfile.open(path, tarinfo=_Member)  # noqa: SIM115
+        try:
+            return archive, _members(archive, packed=_packed(path))
+        except BaseException:
+            archive.close()
+            raise
+    except Exception as error:  # of several kinds, by how the file is packed
+        raise ValueError(f"{path}: not a readable tar archive: {first_line(error)}") from error
 
 
 class _Member(tarfile.TarInfo):

@@ -9,8 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
-from nets import Looking, convnet, linear_net, predicted
+from nets import Looking, convnet, gradient, linear_net, predicted
 from torch import Tensor, nn
 
 from sdsgsm_fast import (
@@ -47,11 +46,6 @@ def labels(net: nn.Module, images: Tensor) -> Tensor:
     classes = predicted(net, images)
     classes[[3, 7]] = (classes[[3, 7]] + 1) % 5
     return classes
-
-
-def gradient(net: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-    x = x.detach().requires_grad_()
-    return torch.autograd.grad(F.cross_entropy(net(x), y, reduction="sum"), x)[0]
 
 
 def by_hand(net: nn.Module, x: Tensor, y: Tensor, *, steps: int, alpha: float, decay: float = 0.0) -> Tensor:

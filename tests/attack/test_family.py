@@ -10,7 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 import torchattacks
-from nets import convnet, predicted
+from nets import convnet, gradient, predicted
 from torch import Tensor, nn
 
 from sdsgsm_fast import (
@@ -55,11 +55,6 @@ def images() -> Tensor:
 @pytest.fixture
 def labels(net: nn.Module, images: Tensor) -> Tensor:
     return predicted(net, images)
-
-
-def gradient(net: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-    x = x.detach().requires_grad_()
-    return torch.autograd.grad(F.cross_entropy(net(x), y, reduction="sum"), x)[0]
 
 
 def step(adv: Tensor, images: Tensor, direction: Tensor) -> Tensor:

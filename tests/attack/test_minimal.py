@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from nets import convnet, linear_net, predicted
+from nets import Steady, convnet, linear_net, predicted
 from torch import Tensor, nn
 
 from sdsgsm_fast import (
@@ -266,19 +266,6 @@ def test_slots_change_no_bit_of_a_steady_model(images: Tensor) -> None:
         assert torch.equal(whole.adv, few.adv)
         assert torch.equal(whole.passes.forward, few.passes.forward)
         assert whole.success.any()
-
-
-class Steady(nn.Module):
-    """A model whose bits do not depend on the batch: one image after the other."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.net = nn.Sequential(nn.Conv2d(3, 6, 3, 2), nn.SiLU(), nn.Flatten(), nn.Linear(6 * 49, 5))
-        with torch.no_grad():
-            self.net[-1].weight.mul_(6)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return torch.cat([self.net(image) for image in x.split(1)])
 
 
 def test_memory_is_halved_while_refining(net: nn.Module, images: Tensor, labels: Tensor) -> None:

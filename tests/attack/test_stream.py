@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 import zoo
-from nets import convnet, predicted
+from nets import Steady, convnet, predicted
 from states import Counting, same, state
 from torch import Tensor, nn
 
@@ -41,19 +41,6 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "margin": {"loss": "margin", "normalize": "rms"},
     "reference": {"domain": None, "backend": "reference"},
 }  # fmt: skip
-
-
-class Steady(nn.Module):
-    """A model whose bits do not depend on the batch: one image after the other."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.net = nn.Sequential(nn.Conv2d(3, 6, 3, 2), nn.SiLU(), nn.Flatten(), nn.Linear(6 * 49, 5))
-        with torch.no_grad():
-            self.net[-1].weight.mul_(6)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return torch.cat([self.net(image) for image in x.split(1)])
 
 
 @pytest.fixture

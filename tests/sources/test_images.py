@@ -533,3 +533,12 @@ def test_a_format_is_told_by_content_not_by_name(tmp_path: Path) -> None:
 def test_bad_arguments(name: str, value: Any) -> None:
     with pytest.raises(ValueError, match=f"{name}: expected"):
         sources.load("photos", **{name: value})
+
+
+@pytest.mark.parametrize("as_tar", [False, True])
+def test_a_batch_that_is_missing_is_named(as_tar: bool, tmp_path: Path) -> None:
+    folder = tmp_path / "cifar"
+    cifar(folder, 10, bytes_keys=False)
+    (folder / "data_batch_3").unlink()
+    with pytest.raises(ValueError, match="data_batch_3 is missing"):
+        sources.load(packed(folder, tmp_path / "cifar.tar.gz") if as_tar else folder, split="train")
