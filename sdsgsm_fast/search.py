@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import warnings
 from collections.abc import Callable, Iterable
 from functools import partial
@@ -19,6 +20,7 @@ from .model.precision import bfloat16_pays
 
 Flags = npt.NDArray[np.bool_]
 
+LOG = logging.getLogger("sdsgsm_fast")
 MOST_SURROGATES = 8  # kept, one for each spec of images
 LEAST_UPDATES = 4  # of an image; for fewer a trace costs more than it saves
 
@@ -73,6 +75,8 @@ class SearchModel:
         dtype, precision = self.classifier.input_dtype(images), self.classifier.precision
         worthwhile = updates >= LEAST_UPDATES or precision != "auto"
         if dtype != torch.float32 or precision == "float32" or not worthwhile:
+            few = f"fewer than {LEAST_UPDATES} updates" if precision == "auto" else f"precision {precision!r}"
+            LOG.info("search: by the model itself, with %s", few if dtype == torch.float32 else f"weights in {dtype}")
             return None
         reduced = precision == "bfloat16" or (not self.precise and bfloat16_pays(images.device))
         return prepare_surrogate(self.classifier, images, torch.bfloat16 if reduced else dtype, backend, known)

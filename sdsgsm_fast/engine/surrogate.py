@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 import torch
@@ -10,12 +11,14 @@ from torch import Tensor
 from ..common.noise import noise_like
 from ..common.numerics import logits_agree, rounding
 from ..model.classifier import Classifier
+from ..model.precision import verdict_rounding, without_tf32
 from .cache import copies_of, same_bits
 from .lower import lower
 from .network import Network
 from .state import State
 from .trace import trace
 
+LOG = logging.getLogger("sdsgsm_fast")
 GRADIENT_TOLERANCE = {torch.float32: 0.02, torch.bfloat16: 0.5}  # largest error of the gradient, by its norm
 
 
@@ -26,12 +29,14 @@ class CompiledModel:
     ----------
     network
         The model.
+    device
+        Where it is.
     exact
         Whether it differs from the model by the rounding of its dtype alone.
     """
 
-    def __init__(self, network: Network, *, exact: bool) -> None:
-        self.network, self.exact = network, exact
+    def __init__(self, network: Network, device: torch.device, *, exact: bool) -> None:
+        self.network, self.device, self.exact = network, device, exact
         self.strict: CompiledModel | None = None
 
     def __call__(self, inputs: Tensor) -> Tensor:
@@ -44,7 +49,7 @@ class CompiledModel:
     @property
     def uncertainty(self) -> float:
         """Margin of a logit, in units of the largest, that leaves a verdict to the model."""
-        return rounding(self.network.dtype) if self.exact else torch.inf
+        return verdict_rounding(self.network.dtype, self.device) if self.exact else torch.inf
 
 
 class Surrogate(CompiledModel):
@@ -74,10 +79,10 @@ class Surrogate(CompiledModel):
         graph = trace(classifier, images, differentiable=True)
         own, smooth = classifier.input_dtype(images), graph.jump() is None
         network = lower(graph, dtype, images.device, backend)
-        super().__init__(network, exact=smooth and dtype == own)
+        super().__init__(network, images.device, exact=smooth and dtype == own)
         self.dtype, self.backend = dtype, backend
         if smooth and dtype != own:
-            self.strict = CompiledModel(lower(graph, own, images.device, backend), exact=True)
+            self.strict = CompiledModel(lower(graph, own, images.device, backend), images.device, exact=True)
         self.state = State(classifier.model)
         self._weights = copies_of(self.state)
 
@@ -85,30 +90,35 @@ class Surrogate(CompiledModel):
         """Whether the model reaches the same objects, with the same weights to the bit."""
         return self.state.same(State(classifier.model)) and same_bits(self._weights)
 
-    def agrees(self, classifier: Classifier, images: Tensor) -> bool:
-        """Whether it gives the model's own logits and gradient for an image of noise, uncounted.
+    def disagreement(self, classifier: Classifier, images: Tensor) -> str:
+        """Where it does not give the model's own logits and gradient for an image of noise, uncounted.
 
         A model with gradients of its own making, by `torch.autograd.Function` or a backward hook,
-        never agrees: they need not show in noise.
+        never agrees: they need not show in noise. Empty where it agrees.
         """
         forwards, noise = classifier.forwards, noise_like(images)
         try:
-            logits, leaf = classifier.logits_and_leaf(noise)
-            if _has_functions(logits.grad_fn):
-                return False
-            with torch.enable_grad():
-                mine = noise.detach().requires_grad_()
-                found = self(classifier.inputs(mine))
-                weights = torch.linspace(-1, 1, logits.shape[1], device=logits.device)
-                own = classifier.gradient((logits * weights).sum(1), leaf)
-                grad = classifier.gradient((found * weights).sum(1), mine)
-            strict = logits if self.strict is None else self.strict(classifier.inputs(noise))
+            with without_tf32(images.device):
+                return self._disagreement(classifier, noise)
         finally:
             classifier.forwards = forwards
-        near = logits_agree(found, logits, self.dtype)
-        near = near and logits_agree(strict, logits, logits.dtype)
+
+    def _disagreement(self, classifier: Classifier, noise: Tensor) -> str:
+        logits, leaf = classifier.logits_and_leaf(noise)
+        if _has_functions(logits.grad_fn):
+            return "the model makes gradients of its own"
+        with torch.enable_grad():
+            mine = noise.detach().requires_grad_()
+            found = self(classifier.inputs(mine))
+            weights = torch.linspace(-1, 1, logits.shape[1], device=logits.device)
+            own = classifier.gradient((logits * weights).sum(1), leaf)
+            grad = classifier.gradient((found * weights).sum(1), mine)
+        strict = logits if self.strict is None else self.strict(classifier.inputs(noise))
+        near = logits_agree(found, logits, rounding(self.dtype))
+        if not (near and logits_agree(strict, logits, rounding(logits.dtype))):
+            return "its logits differ from the model's"
         alike = (grad - own).norm() <= GRADIENT_TOLERANCE[self.dtype] * own.norm()
-        return near and bool(alike)
+        return "" if bool(alike) else "its gradient differs from the model's"
 
 
 def prepare_surrogate(
@@ -121,12 +131,17 @@ def prepare_surrogate(
     """`known` again if it still is the model, else another; None where the model runs itself."""
     try:
         same = known is not None and (known.dtype, known.backend) == (dtype, backend)
-        if known and same and known.current(classifier) and known.agrees(classifier, images):
+        if known and same and known.current(classifier) and not known.disagreement(classifier, images):
             return known
         fresh = Surrogate(classifier, images, dtype, backend)
-        return fresh if fresh.agrees(classifier, images) else None
-    except Exception:  # whatever it stumbles over, the model itself runs
+        reason = fresh.disagreement(classifier, images)
+    except Exception as error:  # whatever it stumbles over, the model itself runs
+        reason = str(error) or type(error).__name__
+    if reason:
+        LOG.info("search: by the model itself, since the traced one cannot be used: %s", reason)
         return None
+    LOG.info("search: by the traced model, in %s", str(dtype).removeprefix("torch."))
+    return fresh
 
 
 def _has_functions(node: Any) -> bool:

@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 
 from ..common.noise import noise_like
-from ..common.numerics import compute_dtype, logits_agree
+from ..common.numerics import compute_dtype, logits_agree, rounding
 from ..common.windows import Windows
 from ..model.classifier import Classifier
+from ..model.precision import verdict_rounding, without_tf32
 from .cache import PlanCache
 from .lower import lower
 from .network import Network, channels_last
@@ -121,6 +122,15 @@ class WindowRunner:
         """Whether anything runs on tiles."""
         return any(plan.incremental for plan in self.choices[0])
 
+    @property
+    def described(self) -> str:
+        """How the windows are computed, for a log."""
+        steps = [(step, action) for step, action in zip(self.network.steps, self.choices[0][0].actions, strict=True)
+                 if step.inputs]  # fmt: skip
+        tiled = sum(action.tiled for _, action in steps)
+        plan = f"{tiled} of {len(steps)} operations on tiles" if tiled else "all operations on whole maps"
+        return f"{plan}, {self.group} images at once"
+
     def _choices(self, planner: Planner, method: str) -> list[list[Plan]]:
         """Plans that together do all windows: one, and where a method allows it several."""
         dense = planner.dense()
@@ -173,6 +183,10 @@ class WindowRunner:
         One window of it is zeroed out, at the bottom and half-way along. The passes that this takes
         are not counted.
         """
+        with without_tf32(self.images.device):
+            return self._agrees_on_noise()
+
+    def _agrees_on_noise(self) -> bool:
         forwards, images = self.classifier.forwards, self.images
         window = (self.windows.rows - 1) * self.windows.cols + self.windows.cols // 2
         noise = noise_like(images)
@@ -190,7 +204,7 @@ class WindowRunner:
             self.forget()
         expected = self.classifier.logits(zeroed)
         self.classifier.forwards = forwards
-        return logits_agree(found, expected, expected.dtype)
+        return logits_agree(found, expected, rounding(expected.dtype))
 
     def agrees_on_clean(self, clean: Tensor) -> bool:
         """Whether the replay gives these logits (B, K) for the first images as they are.
@@ -202,7 +216,8 @@ class WindowRunner:
             found = self._keep_clean_maps(0, count, {self.network.output})
         except torch.OutOfMemoryError:
             return False
-        return logits_agree(found[self.network.output], clean[:count], clean.dtype)
+        share = verdict_rounding(clean.dtype, clean.device)
+        return logits_agree(found[self.network.output], clean[:count], share)
 
     def clean_logits(self, first: int, stop: int) -> Tensor:
         """Logits (n, K) of some images as they are, of `group` at most."""

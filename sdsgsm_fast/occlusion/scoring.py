@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Protocol
@@ -15,13 +16,14 @@ from ..common.progress import Progress
 from ..common.windows import Windows
 from ..engine import CompiledWindows
 from ..model.classifier import Classifier
-from ..model.precision import bfloat16_gain
+from ..model.precision import bfloat16_gain, uses_tf32
 from .dense import DenseRunner
 from .fill import Fill, constants
 
 Undecided = Callable[[Tensor, Tensor], Tensor]
 """``undecided(scores, doubt)``, (B, windows) each → the windows whose doubt leaves the domain open."""
 
+LOG = logging.getLogger("sdsgsm_fast")
 SAMPLE = 0.1  # share of the windows that is re-scored to learn how far bfloat16 is off
 LEAST_SAMPLE = 8
 BISECTIONS = 9
@@ -137,11 +139,26 @@ class Scorer:
         except Exception as error:  # whatever it stumbles over, the model itself runs
             if method == "incremental":
                 raise ValueError(f"method: 'incremental' cannot run this model: {error}") from error
+            LOG.info("occlusion: by the model itself, since the traced one cannot be used: %s", error)
+            return
+        LOG.info("occlusion: by the traced model, %s", self.compiled.runner(reduced=False).described)
+        if uses_tf32(images.device):  # what two ways of computing differ by would be in every score
+            self.clean = self._traced_clean()
 
     @property
     def work(self) -> float:
         """Floating-point operations of a whole image; 0 where nobody knows."""
         return 0.0 if self.compiled is None else self.compiled.work
+
+    @torch.no_grad()
+    def _traced_clean(self) -> Tensor:
+        """Logits (B, K) of the clean images by the traced model, in the model's own precision."""
+        runner, found, at = self.runner(False), torch.empty_like(self.clean), 0
+        while at < len(found):
+            stop = min(at + runner.group, len(found))
+            found[at:stop] = runner.clean_logits(at, stop)
+            at = stop
+        return found
 
     @torch.no_grad()
     def score(self, undecided: Undecided | None = None) -> Scored:

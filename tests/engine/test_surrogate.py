@@ -86,7 +86,7 @@ def test_logits_and_gradients_are_the_models(name: str, forced: bool, monkeypatc
     )
     classifier = Classifier(net, mean=0.4, std=(0.2, 0.3, 0.25))
     search = Surrogate(classifier, images, torch.float32, "auto")
-    assert search.agrees(classifier, images)
+    assert not search.disagreement(classifier, images)
     logits, leaf = classifier.logits_and_leaf(images)
     classifier.surrogate = search
     found, mine = classifier.logits_and_leaf(images, search=True)
@@ -106,7 +106,7 @@ def test_transformers(kind: str) -> None:
     net, images = zoo.Transformer(kind).eval().requires_grad_(False), torch.rand(6, 3, 20, 24)
     classifier = Classifier(net)
     search = Surrogate(classifier, images, torch.float32, "auto")
-    assert search.agrees(classifier, images)
+    assert not search.disagreement(classifier, images)
     names = [step.name for step in search.network.steps]
     expected = {"encoder": 2, "by hand": 0, "direct": 1}[kind]
     assert names.count("scaled_dot_product_attention") == expected
@@ -124,7 +124,7 @@ def test_transformers(kind: str) -> None:
         assert float(own.norm()) > 1e-3
         assert float((grad - own).norm() / own.norm()) < 1e-4
     reduced = Surrogate(classifier, images, torch.bfloat16, "auto")
-    assert reduced.agrees(classifier, images)
+    assert not reduced.disagreement(classifier, images)
     assert reduced.network.dtype == torch.bfloat16
 
 
