@@ -61,9 +61,6 @@ class Settings(TypedDict, total=False):
     levels: int | None
 
 
-CPU_SLOTS = 64
-CUDA_SLOTS = 4096  # not measured
-
 _END: Any = object()
 
 Item = Sequence[Tensor]
@@ -281,7 +278,7 @@ class Attack:
         places = torch.arange(len(images)) if index is None else index
         with self._working():
             prepared = self._prepare(images, labels, target, places)
-            loop = self._loop(images)
+            loop = self._loop(images, most=prepared.batch.left)
             loop.add(prepared.batch)
             self._report(len(images) - prepared.batch.left, len(images))
             while loop.busy:
@@ -342,9 +339,9 @@ class Attack:
                 self._check_batch(images, labels, target, None)
                 places = torch.arange(seen, seen + len(images))
                 seen += len(images)
-                loop = loop or self._loop(images)
                 with self._working():
                     open_batches.append(self._prepare(images, labels, target, places))
+                    loop = loop or self._loop(images)
                 loop.add(open_batches[-1].batch)
             with self._working():
                 while loop is not None and loop.busy and all(p.batch.left for p in open_batches):
@@ -373,11 +370,10 @@ class Attack:
         if self.progress and total:
             self.progress("attack", done, total)
 
-    def _loop(self, images: Tensor) -> Loop:
-        """Slots for images of this kind."""
-        slots = self.batch_size
-        if slots is None:
-            slots = CUDA_SLOTS if images.is_cuda else CPU_SLOTS
+    def _loop(self, images: Tensor, most: int | None = None) -> Loop:
+        """Slots for images of this kind, `most` of them."""
+        slots = self.batch_size or self.search.slots_for(images)
+        slots = slots if most is None else max(1, min(slots, most))
         seed = secrets.randbits(63) if self.seed is None else self.seed
         return Loop(self._loop_settings, self.search, slots, seed)
 
@@ -467,7 +463,7 @@ class Attack:
         Also, for each image, how often the model itself was asked because the search was in doubt.
         """
         needs_grad = isinstance(self.domain, Gradient) or not self._loop_settings.late
-        size = min(self._loop(images).slots.size, len(images))
+        size = min(self.batch_size or self.search.slots_for(images), len(images))
         found: list[tuple[Tensor, Tensor | None, Tensor]] = []
         while (at := sum(len(logits) for logits, *_ in found)) < len(images):
             part = slice(at, at + size)
@@ -479,6 +475,7 @@ class Attack:
                 if size == 1:
                     raise
                 size //= 2
+                self.search.limit_slots(images, size)
                 self.classifier.forwards = forwards
         logits, grads, verdict_passes = (list(x) for x in zip(*found, strict=True))
         grad = torch.cat(grads) if needs_grad else None

@@ -87,12 +87,15 @@ class Loop:
     def _fill(self) -> None:
         """Give free slots to images that wait; update where the gradient is known."""
         grads = [self.grad] if self.grad is not None and len(self.slots.used) else []
+        size = self.slots.size
         for entered, grad in self.slots.fill(channels_last=lambda x: self.model.surrogate_for(x) is not None):
             if self.settings.random_start:
                 self._start(np.arange(entered.start, entered.stop))
             elif grad is not None:
                 checks.finite_gradient(grad, torch.from_numpy(self.slots.used["place"][entered].copy()))
                 grads.append(self._through_extras(entered, grad))
+        if self.slots.size < size:
+            self.model.limit_slots(self.slots.data["images"], self.slots.size)
         if grads and not self.settings.late:
             self._update(torch.cat(grads) if len(grads) > 1 else grads[0])
 
@@ -130,7 +133,7 @@ class Loop:
 
     def _evaluate_slots(self) -> Tensor:
         """One pass over the slots in use, which takes them to their next stages; their gradients."""
-        used = self.slots.used
+        slots, used = self.slots, self.slots.used
         count, at = len(used), 0
         grads: list[Tensor] = []
         while at < count:
@@ -142,6 +145,7 @@ class Loop:
                 if part.stop - at == 1:
                     raise
                 self.chunk = (part.stop - at) // 2
+                self.model.limit_slots(slots.data["images"], self.chunk)
                 used[part] = before
                 continue
             at = part.stop

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from . import losses
 from .engine import GraphedFunction, Surrogate, prepare_surrogate
+from .model import memory
 from .model.classifier import Classifier
 from .model.precision import bfloat16_pays
 
@@ -22,6 +23,10 @@ Flags = npt.NDArray[np.bool_]
 
 LOG = logging.getLogger("sdsgsm_fast")
 MOST_SURROGATES = 8  # kept, one for each spec of images
+CPU_SLOTS = 64
+CUDA_SLOTS = 4096  # not measured
+CUDA_SHARE = 0.5  # of the free memory that the slots and a pass over them take; not measured
+SLOT_IMAGES = 8  # tensors like the image that a slot holds, and those that an update makes
 LEAST_UPDATES = 4  # of an image; for fewer a trace costs more than it saves
 
 
@@ -48,10 +53,32 @@ class SearchModel:
         self.precise, self.margins = precise, margins
         self._surrogates: dict[Any, Surrogate] = {}  # by the images' spec
         self._graphs: dict[Any, tuple[Any, GraphedFunction]] = {}
+        self._slots: dict[Any, int] = {}  # by the images' spec, on a GPU
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leave out what was traced: a copy traces for itself."""
-        return vars(self) | {"_surrogates": {}, "_graphs": {}}
+        """Leave out what was traced and learned of a device: a copy finds out for itself."""
+        return vars(self) | {"_surrogates": {}, "_graphs": {}, "_slots": {}}
+
+    def slots_for(self, images: Tensor) -> int:
+        """Images like these that are attacked at once: on a GPU as many as its memory holds.
+
+        That is found out once, so that every run has the same.
+        """
+        if not on_gpu(images):
+            return CPU_SLOTS
+        spec = spec_of(images)
+        if spec not in self._slots:
+            self.use(images)
+            each = memory.gradient_bytes(self.classifier, images)
+            each += SLOT_IMAGES * images[0].numel() * images.element_size()
+            self._slots[spec] = max(1, min(CUDA_SLOTS, int(CUDA_SHARE * memory.free_bytes(images.device)) // each))
+            LOG.info("search: %d images at once, of %d bytes each", self._slots[spec], each)
+        return self._slots[spec]
+
+    def limit_slots(self, images: Tensor, most: int) -> None:
+        """Note that a GPU's memory was too small for more images like these at once."""
+        spec = spec_of(images)
+        self._slots[spec] = min(most, self._slots.get(spec, most))
 
     def prepare(self, images: Tensor, *, backend: str, updates: int) -> None:
         """Trace the model for images like these, or look whether an earlier trace still holds.
@@ -139,6 +166,11 @@ class SearchModel:
             return self.classifier.gradient(kept, leaf)
 
         return logits, gradient
+
+
+def on_gpu(images: Tensor) -> bool:
+    """Whether memory, rather than a cache, says how many images go together."""
+    return images.is_cuda
 
 
 def _on(flags: Flags, images: Tensor) -> Tensor:

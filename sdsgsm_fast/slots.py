@@ -214,7 +214,17 @@ class Slots:
                 self.data[name][slots] = 0
 
     def _allocate(self, batch: Batch, *, channels_last: bool) -> None:
-        """Make room for images of a new kind; no slot is in use."""
+        """Make room for images of a new kind; no slot is in use. Where memory is short, for fewer."""
+        while True:
+            self.data = {}
+            try:
+                return self._allocate_all(batch, channels_last=channels_last)
+            except torch.OutOfMemoryError:
+                if self.size == 1:
+                    raise
+                self.size //= 2
+
+    def _allocate_all(self, batch: Batch, *, channels_last: bool) -> None:
         s, values = self.settings, {name: getattr(batch, name) for name in SLOT_DATA}
         self.numbers = {k: v for k, v in values.items() if isinstance(v, float)}
         self.data = {k: v[:1].new_empty((self.size, *v.shape[1:])) for k, v in values.items() if isinstance(v, Tensor)}

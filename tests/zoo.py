@@ -156,8 +156,8 @@ def frozen_norm() -> nn.Module:
     def body(m: nn.ModuleDict, x: Tensor) -> Tensor:
         scale, shift = m["s"].weight.view(1, -1, 1, 1), m["s"].bias.view(-1, 1, 1)
         x = F.relu(m["a"](x) * scale + shift) * 0.5 - 0.1
-        rows = torch.linspace(-1, 1, x.shape[2])[:, None].expand(x.shape[2], x.shape[3])
-        x = m["b"](x + rows) + torch.linspace(0, 1, x.shape[3])
+        rows = torch.linspace(-1, 1, x.shape[2], device=x.device)[:, None].expand(x.shape[2], x.shape[3])
+        x = m["b"](x + rows) + torch.linspace(0, 1, x.shape[3], device=x.device)
         return 1 - x / (1 + x.abs())
 
     return Net(body, {"a": conv(3, 8), "s": nn.GroupNorm(2, 8), "b": conv(8, 8)}, 8)
@@ -265,7 +265,7 @@ class Transformer(nn.Module):
         token = {
             "encoder": lambda: self.token.expand(len(x), -1, -1),
             "by hand": lambda: self.token.repeat(len(x), 1, 1),
-            "direct": lambda: torch.zeros(len(x), 1, 16) + self.token,
+            "direct": lambda: torch.zeros(len(x), 1, 16, device=x.device) + self.token,
         }[self.kind]()  # fmt: skip
         y = torch.cat([token, y], 1)
         if self.kind == "encoder":

@@ -85,6 +85,9 @@ class CudaGraphs:
             with torch.cuda.stream(aside):
                 for _ in range(WARM_UPS):
                     function(*held)
+                # A capture that breaks off can leave PyTorch's generator recording: none is begun in vain.
+                if waits_for_device(function, held):
+                    raise RuntimeError("the passes wait for the device")
             torch.cuda.current_stream().wait_stream(aside)
             self.pool = torch.cuda.graph_pool_handle() if self.pool is None else self.pool
             # Other threads, a loader's for instance, may go on with theirs meanwhile.
@@ -101,6 +104,22 @@ class CudaGraphs:
             return tuple(out[:rows].clone() for out in outputs)
 
         return replay
+
+
+def waits_for_device(function: BatchFunction, inputs: tuple[Tensor, ...]) -> bool:
+    """Whether a function reads a device's values on the host, which no recording can hold.
+
+    PyTorch is asked to warn rather than to fail: another thread's waits are none of ours.
+    """
+    mode = torch.cuda.get_sync_debug_mode()
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        torch.cuda.set_sync_debug_mode("warn")
+        try:
+            function(*inputs)
+        finally:
+            torch.cuda.set_sync_debug_mode(mode)
+    return any("synchronizing CUDA operation" in str(warning.message) for warning in said)
 
 
 def can_be_recorded(images: Tensor) -> bool:

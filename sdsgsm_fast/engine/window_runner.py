@@ -14,6 +14,7 @@ from ..common.noise import noise_like
 from ..common.numerics import compute_dtype, logits_agree, rounding
 from ..common.windows import Windows
 from ..model.classifier import Classifier
+from ..model.memory import free_bytes
 from ..model.precision import verdict_rounding, without_tf32
 from .cache import PlanCache
 from .lower import lower
@@ -322,7 +323,7 @@ class WindowRunner:
     def _budget(self) -> int | None:
         """Bytes that may be taken; None for what suits the CPU's cache."""
         if self.max_memory is None and self.images.is_cuda:
-            return int(CUDA_SHARE * torch.cuda.mem_get_info(self.images.device)[0])
+            return int(CUDA_SHARE * free_bytes(self.images.device))
         return self.max_memory
 
     def _room(self) -> int:

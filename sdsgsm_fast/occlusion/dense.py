@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_iter
 
 from ..common.windows import Windows
 from ..kernels import ops
 from ..model.classifier import Classifier
+from ..model.memory import forward_bytes, free_bytes
 
 CPU_CHUNK = 64  # copies a forward pass at most
 CPU_BYTES = 100 * 2**10  # of a thread's copies: 16 of 32×32 and 4 of 224×224 were best on 2 threads
@@ -121,8 +119,8 @@ def chunk_size(classifier: Classifier, images: Tensor, max_memory: int | None) -
     if max_memory is None and not images.is_cuda:
         return most
     if max_memory is None:
-        max_memory = int(CUDA_SHARE * torch.cuda.mem_get_info(images.device)[0])
-    return max(1, min(most, max_memory // _bytes_per_copy(classifier, images)))
+        max_memory = int(CUDA_SHARE * free_bytes(images.device))
+    return max(1, min(most, max_memory // forward_bytes(classifier, images)))
 
 
 def _cached_copies(images: Tensor) -> int:
@@ -130,30 +128,3 @@ def _cached_copies(images: Tensor) -> int:
     threads = torch.get_num_threads()
     fit = threads * CPU_BYTES // (images[0].numel() * images.element_size())
     return min(CPU_CHUNK, max(fit, LEAST_COPIES * threads))
-
-
-@torch.no_grad()
-def _bytes_per_copy(classifier: Classifier, images: Tensor) -> int:
-    """Estimate the memory of one copy's forward pass from one probe, which is not counted.
-
-    The copy itself and twice the largest operation: its inputs, its outputs, and as much again for
-    a shortcut or a library's scratch space.
-    """
-    copy = classifier.inputs(images[:1])
-    with _Operations() as seen:
-        classifier.model(copy)
-    return int(copy.numel() * copy.element_size() + 2 * seen.largest)
-
-
-class _Operations(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Watches every operation: the most bytes that one has read and written."""
-
-    def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.largest = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
-        tensors = [t for t in tree_iter((args, result)) if isinstance(t, Tensor)]
-        self.largest = max(self.largest, sum(t.numel() * t.element_size() for t in tensors))
-        return result

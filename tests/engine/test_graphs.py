@@ -115,6 +115,24 @@ def test_a_replay_of_old_results_is_not_used() -> None:
         torch.testing.assert_close(GraphedFunction(twice, frozen)(x, y), twice(x, y))
 
 
+def test_what_waits_for_the_device_is_found_before_a_recording_begins(monkeypatch: pytest.MonkeyPatch) -> None:
+    mode = [0]
+    monkeypatch.setattr(torch.cuda, "get_sync_debug_mode", lambda: mode[0])
+    monkeypatch.setattr(torch.cuda, "set_sync_debug_mode", lambda m: mode.__setitem__(0, m))
+
+    def reads(x: Tensor) -> tuple[Tensor, ...]:
+        if mode[0] == "warn":  # as PyTorch does
+            warnings.warn("called a synchronizing CUDA operation", stacklevel=1)
+        return (x,)
+
+    x = torch.randn(5, 4)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert capture.waits_for_device(reads, (x,))
+        assert not capture.waits_for_device(lambda x: (2 * x,), (x,))
+    assert mode == [0]
+
+
 @pytest.mark.parametrize("kind", [BIM, SDSGSM, SmoothingOnly])
 @pytest.mark.parametrize("loss", ["ce", "margin", "dlr"])
 def test_an_attack_is_the_same(kind: Any, loss: str, made: list[int]) -> None:

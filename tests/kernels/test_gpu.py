@@ -20,6 +20,7 @@ from updates import DTYPES, given, settings, ulp
 from sdsgsm_fast import SDSGSM, SmoothingOnly, occlusion_map, occlusion_scores, ops
 from sdsgsm_fast.engine.graphs import GraphedFunction
 from sdsgsm_fast.kernels import native, operators, triton
+from sdsgsm_fast.model.precision import without_tf32
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 
@@ -148,7 +149,7 @@ def test_incremental_occlusion(name: str, precision: str, kernels: str) -> None:
     net = (zoo.TILED | zoo.MIXED)[name]().eval().cuda()
     images = torch.rand(3, 3, 20, 24, device="cuda")
     tolerance = 1e-5 if precision == "float32" else 0.05
-    with torch.backends.cudnn.flags(allow_tf32=False):
+    with without_tf32(images.device):
         found = occlusion_scores(
             net, images, patch=(5, 4), stride=(4, 3), score="logit", method="incremental",
             precision=precision, backend=kernels,
