@@ -1,6 +1,9 @@
 """A small run of the GPU kernels against the reference, for compute-sanitizer to watch.
 
-compute-sanitizer --tool memcheck --error-exitcode 9 python bench/sanitize_gpu.py [native|triton]
+    compute-sanitizer --tool memcheck --error-exitcode 9 python bench/gpu/sanitize.py [native|triton]
+    ncu python bench/gpu/sanitize.py --profile
+
+With --profile four kernels run on large tensors instead, for a profiler.
 """
 
 from __future__ import annotations
@@ -24,9 +27,26 @@ def check(found: torch.Tensor, expected: torch.Tensor, near: float) -> None:
         sys.exit(f"off by {worst:.1e}")
 
 
+def profiled() -> None:
+    """Run both updates, an occlusion and a paste, all far larger than a cache."""
+    images = torch.rand(16384, 3, 32, 32, device="cuda")
+    grad, domain = torch.randn_like(images), torch.rand(16384, 32, 32, device="cuda")
+    for backend in ("native", "triton"):
+        ops.update(images, images, grad, domain, eps=0.03, alpha=0.004, background=0.5, backend=backend)
+    ops.occlude(images[:64], 0, 64, patch=4, mean=0.4, std=0.2, channels_last=True, backend="native")
+    maps, crops = torch.randn(64, 64, 32, 32, device="cuda"), torch.randn(4096, 64, 10, 10, device="cuda")
+    where = [torch.arange(4096, device="cuda", dtype=torch.int32) % n for n in (64, 20, 20)]
+    along = torch.tensor([(s, s + 1, s + 11) for s in range(20)], device="cuda", dtype=torch.int32)
+    ops.paste(maps, crops, *where, along, along, height=12, width=12, backend="native")
+    torch.cuda.synchronize()
+
+
 def main() -> None:
     """Run the kernels of one backend, or of both."""
     torch.manual_seed(0)
+    if sys.argv[1:] == ["--profile"]:
+        profiled()
+        return
     for backend in sys.argv[1:] or ("native", "triton"):
         for i, (shape, normalize) in enumerate(itertools.product(SHAPES, ops.NORMALIZE)):
             batch = shape[0]
