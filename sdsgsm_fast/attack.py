@@ -413,6 +413,8 @@ class Attack:
     ) -> _OpenBatch:  # fmt: skip
         """Put together what the loop takes."""
         moves = (torch.as_tensor(self.eps) > 0).to(correct.device)
+        if grad is not None:
+            checks.finite_gradient(grad, places, correct & moves)
         by_gradient = isinstance(self.domain, Gradient)
         none = torch.zeros(len(images), dtype=torch.int64)
         batch = Batch(
@@ -492,10 +494,10 @@ class Attack:
         if target is not None:
             checks.classes_in_range("target", target, logits.shape[1])
         if passed is None:
-            return logits, None, none + verdict_passes
+            return logits, None, none + _moved(verdict_passes, images)
         with torch.enable_grad():
             loss = losses.loss(self.loss, passed[0], labels, target)
-        return logits, self.classifier.gradient(loss, passed[1]), none + verdict_passes
+        return logits, self.classifier.gradient(loss, passed[1]), none + _moved(verdict_passes, images)
 
     def _verdicts(self, images: Tensor, found: Tensor | None) -> tuple[Tensor, Tensor | int]:
         """Logits of which the largest is the model's own, given those of a search."""
@@ -510,7 +512,8 @@ class Attack:
         own_passes = (~sure).long()
         if bool(own_passes.any()):
             found = found.to(compute_dtype(found)).clone()
-            logits, own_passes[~sure] = self.classifier.verdicts(images[~sure])
+            logits, passes = self.classifier.verdicts(images[~sure])
+            own_passes[~sure] = passes.to(own_passes.device)
             found[~sure] = logits.to(found.dtype)
         return found, own_passes
 
@@ -607,6 +610,11 @@ def _unpacked(item: Item, device: torch.device | str | None) -> tuple[Tensor, Te
         ahead = torch.device(device).type != "cpu"
         moved = [value.to(device, non_blocking=ahead) for value in item]
     return moved[0], moved[1], moved[2] if len(moved) == 3 else None
+
+
+def _moved(passes: Tensor | int, images: Tensor) -> Tensor | int:
+    """Counts on the images' device."""
+    return passes.to(images.device) if isinstance(passes, Tensor) else passes
 
 
 def _on(images: Tensor, value: Setting) -> Setting:

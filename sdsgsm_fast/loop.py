@@ -11,13 +11,14 @@ from torch import Tensor
 
 from . import losses, refine
 from .common import checks
+from .common.host import to_host
 from .common.noise import JITTER, random_stream, uniform_noise
 from .common.numerics import allocation, column
 from .gradients import Iterate, gradient_at
 from .kernels import ops
 from .kernels.reference import gradient_norm
 from .result import fooled
-from .search import Flags, SearchModel
+from .search import Evaluation, Flags, SearchModel
 from .slots import Batch, Ints, LoopSettings, Slots
 
 Gradient = Callable[[Flags, Flags], Tensor]
@@ -46,6 +47,7 @@ class Loop:
         self.slots, self.seed = Slots(settings, size), seed
         self.chunk = size  # images of a pass; halved when a GPU's memory runs out
         self.grad: Tensor | None = None  # of the slots in use, until they are updated
+        self.finite = False  # whether that is known to be finite
 
     def add(self, batch: Batch) -> None:
         """Let a batch's images wait for slots."""
@@ -69,14 +71,15 @@ class Loop:
         grad = self._evaluate_slots()
         finished = slots.used["stage"] > s.probes
         success = finished.copy()
-        if s.levels:
-            success = finished & _host(slots.data["least_fooled"][: len(finished)].isfinite())
+        if s.levels and finished.any():
+            success = finished & to_host(slots.data["least_fooled"][: len(finished)].isfinite())
         over = finished | (slots.used["stage"] == 0) & (slots.used["updates"] == s.steps)
         again = over & ~success & (slots.used["restart"] + 1 < s.restarts)
         done = over & ~again
         self._retire(done, success)
         self.grad = slots.close_gaps(~done & ~again, again, grad)
-        checks.finite_gradient(self.grad, torch.from_numpy(slots.used["place"][: len(self.grad)].copy()))
+        if not self.finite:
+            checks.finite_gradient(self.grad, torch.from_numpy(slots.used["place"][: len(self.grad)].copy()))
         if s.late:
             self._update(self.grad)
             if s.random_start:
@@ -92,7 +95,6 @@ class Loop:
             if self.settings.random_start:
                 self._start(np.arange(entered.start, entered.stop))
             elif grad is not None:
-                checks.finite_gradient(grad, torch.from_numpy(self.slots.used["place"][entered].copy()))
                 grads.append(self._through_extras(entered, grad))
         if self.slots.size < size:
             self.model.limit_slots(self.slots.data["images"], self.slots.size)
@@ -136,6 +138,7 @@ class Loop:
         slots, used = self.slots, self.slots.used
         count, at = len(used), 0
         grads: list[Tensor] = []
+        self.finite = True
         while at < count:
             part = slice(at, min(at + self.chunk, count))
             before = used[part].copy()
@@ -162,6 +165,7 @@ class Loop:
         if s.gradient_moves or (last.all() and not searched):
             success, logits = self._verdicts(part, judged)
             gradient = partial(self._gradient_elsewhere, part)
+            self.finite = False
         else:
             success, logits, gradient = self._evaluate(part, judged, last)
         stage = np.where(searching, success, used["stage"] + 1)
@@ -185,22 +189,37 @@ class Loop:
         slots, s, used = self.slots, self.settings, self.slots.used[part]
         used["forward"] += 1
         labels, target = slots.get("labels", part), slots.of("target", part)
-        logits, known = self.model.evaluate(s.loss, slots.get("adv", part), labels, target, self._jitter(part))
-        success = _host(fooled(logits, labels, target)) & judged if judged.any() else judged
+        found = self.model.evaluate(s.loss, slots.get("adv", part), labels, target, self._jitter(part))
+        logits = found.logits
+        is_fooled, sure = self._read(found, labels, target)
+        success = is_fooled & judged
         doubtful = success | last | (used["stage"] > 0)
-        sure = self.classifier.sure(logits) if doubtful.any() else None
-        if sure is not None:
-            chosen = (doubtful & ~_host(sure)).nonzero()[0]
-            success[chosen] = self._judged(chosen + part.start)[0]
+        chosen = (doubtful & ~sure).nonzero()[0]
+        success[chosen] = self._judged(chosen + part.start)[0]
 
         def gradient(wanted: Flags, wants_margin: Flags) -> Tensor:
-            grad = known(wanted, wants_margin)
+            grad = found.gradient(wanted, wants_margin)
             through = self._through_extras(part, grad)
             if not wants_margin.any():
                 return through
             return torch.where(slots.on_device(wants_margin)[:, None, None, None], grad, through)
 
         return success, logits, gradient
+
+    def _read(self, found: Evaluation, labels: Tensor, target: Tensor | None) -> tuple[Flags, Flags]:
+        """Who is fooled, and whose logits decide like the model's own: the one wait of a step.
+
+        Whether the gradient is finite comes with them where it is on its way.
+        """
+        flags = [fooled(found.logits, labels, target)]
+        sure, known = self.classifier.sure(found.logits), found.known
+        if sure is not None:
+            flags.append(sure)
+        if known is not None:
+            flags.append(checks.is_finite(known).view(1))
+        read, count = to_host(torch.cat(flags)), len(labels)
+        self.finite &= known is not None and bool(read[-1])
+        return read[:count], read[count : 2 * count] if sure is not None else np.ones(count, dtype=bool)
 
     def _judged(self, chosen: Ints, adv: Tensor | None = None) -> tuple[Flags, Tensor | None]:
         """Who of some slots fools the model in its own precision, and logits; None of nobody.
@@ -211,8 +230,8 @@ class Loop:
             return np.zeros(0, dtype=bool), None
         slots = self.slots
         logits, passes = self.classifier.verdicts(slots.get("adv", chosen) if adv is None else adv)
-        slots.used["forward"][chosen] += passes.cpu().numpy()
-        return _host(fooled(logits, slots.get("labels", chosen), slots.of("target", chosen))), logits
+        slots.used["forward"][chosen] += passes.numpy()
+        return to_host(fooled(logits, slots.get("labels", chosen), slots.of("target", chosen))), logits
 
     def _verdicts(self, part: slice, judged: Flags) -> tuple[Flags, Tensor | None]:
         """Success of those who are judged, and their logits, zeros for the others."""
@@ -258,7 +277,7 @@ class Loop:
 
     def _gradient(self, loss: str, x: Tensor, chosen: Ints, jitter: losses.Jitter | None) -> Tensor:
         labels, target = self.slots.get("labels", chosen), self.slots.of("target", chosen)
-        return self.model.evaluate(loss, x, labels, target, jitter)[1](np.ones(len(chosen), dtype=bool), None)
+        return self.model.evaluate(loss, x, labels, target, jitter).gradient(np.ones(len(chosen), dtype=bool), None)
 
     def _through_extras(self, part: slice, grad: Tensor) -> Tensor:
         """What extras that move nothing make of a gradient at the iterates."""
@@ -357,10 +376,10 @@ class Loop:
         l2 = (adv - slots.get("images", part)[rows]).double().flatten(1).norm(dim=1)
         first = slots.on_device(before == 0)
         better = first | (slots.on_device(success[chosen] & (before <= searched)) & (l2 < slots.data["l2"][part][rows]))
-        slots.data["l2"][part][rows[better]] = l2[better]
-        slots.data["best"][part][rows[better]] = adv[better]
-        slots.data["largest_failed"][part][rows[first]] = 0
-        slots.data["least_fooled"][part][rows[first]] = torch.inf
+        slots.replace("l2", part, rows, better, l2)
+        slots.replace("best", part, rows, better, adv)
+        slots.replace("largest_failed", part, rows, first, torch.zeros_like(l2))
+        slots.replace("least_fooled", part, rows, first, torch.full_like(l2, torch.inf))
         on_grid = before > searched
         if on_grid.any():
             self._record_effect(part, chosen[on_grid], success[chosen][on_grid], stage)
@@ -380,12 +399,12 @@ class Loop:
         before = (slots.data["best_on_grid"][part][rows] - images).double().flatten(1).norm(dim=1)
         l2 = (adv - images).double().flatten(1).norm(dim=1)
         better = flags & (fools[rows].isinf() | (l2 < before))
-        slots.data["best_on_grid"][part][rows[better]] = adv[better]
+        slots.replace("best_on_grid", part, rows, better, adv)
         fails[rows] = torch.where(flags, fails[rows], tried.maximum(fails[rows]))
         fools[rows] = torch.where(flags, tried.minimum(fools[rows]), fools[rows])
         enough = np.where(number >= refine.GRID_ENOUGH, torch.inf, refine.GRID_CLOSE)
         close = fools[rows].isfinite() & (fools[rows] <= fails[rows].clamp(min=1e-9) * slots.on_device(enough))
-        stage[chosen[_host(close | exhausted)]] = self.settings.probes + 1
+        stage[chosen[to_host(close | exhausted)]] = self.settings.probes + 1
 
     def _probe(self, chosen: Ints, grad: Tensor) -> None:
         """Move images that are fooled to the next point to look at."""
@@ -422,8 +441,3 @@ class Loop:
         slots, adv = self.slots, self.slots.get("adv", chosen)
         slope = -self._sign * grad[slots.on_device(chosen)]
         return self._grid(chosen, slots.get("best", chosen)).towards(adv, slope, slots.get("gap", chosen))
-
-
-def _host(flags: Tensor) -> Flags:
-    found: Flags = flags.cpu().numpy()
-    return found

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import warnings
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor
 
 from . import losses
+from .common.host import to_device
 from .engine import GraphedFunction, Surrogate, prepare_surrogate
 from .model import memory
 from .model.classifier import Classifier
@@ -136,24 +138,19 @@ class SearchModel:
 
     def evaluate(
         self, loss: str, adv: Tensor, labels: Tensor, target: Tensor | None, jitter: losses.Jitter | None = None
-    ) -> tuple[Tensor, Callable[[Flags, Flags | None], Tensor]]:
-        """Logits, and a function ``gradient(wanted, wants_margin)`` of (B,) flags.
-
-        It gives the loss's gradient of the images that are wanted, and the margin's of those among
-        them that want it (None for none), for which `margins` must be set. What it gives for the
-        other images is arbitrary.
-        """
+    ) -> Evaluation:
+        """Logits, and the loss's gradient when it is asked for; the margin's too where `margins` is set."""
         captured = None if jitter else self.graphs_for(adv, loss)
         if captured is not None:
             self.classifier.forwards += len(adv)
             logits, grad = captured(adv, labels, *(() if target is None else (target,)))
-            return logits, lambda *_: grad
+            return Evaluation(logits, grad, lambda *_: grad)
         # The model itself always meets the same layout, which its rounding may depend on.
         given = adv.contiguous() if self.classifier.surrogate is None else adv
         logits, leaf, values = loss_of(self.classifier, loss, given, labels, target, jitter)
-        if adv.is_cuda and not self.margins:  # queued before anybody waits for a verdict
+        if on_gpu(adv) and not self.margins:  # queued before anybody waits for a verdict
             known = self.classifier.gradient(values, leaf)
-            return logits, lambda *_: known
+            return Evaluation(logits, known, lambda *_: known)
 
         def gradient(wanted: Flags, wants_margin: Flags | None = None) -> Tensor:
             # Zeros for the others: the surrogate's layers pass them on without computing them.
@@ -165,16 +162,37 @@ class SearchModel:
                 kept = kept if wanted.all() else torch.where(_on(wanted, adv), kept, 0)
             return self.classifier.gradient(kept, leaf)
 
-        return logits, gradient
+        return Evaluation(logits, None, gradient)
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What a pass over images gives.
+
+    Attributes
+    ----------
+    logits
+        (B, K).
+    known
+        The gradient of all images, where it has been asked of the device already; else None.
+    gradient
+        ``gradient(wanted, wants_margin)`` of (B,) flags: the loss's gradient of the images that are
+        wanted, and the margin's of those among them that want it (None for none). What it gives for
+        the other images is arbitrary.
+    """
+
+    logits: Tensor
+    known: Tensor | None
+    gradient: Callable[[Flags, Flags | None], Tensor]
 
 
 def on_gpu(images: Tensor) -> bool:
-    """Whether memory, rather than a cache, says how many images go together."""
+    """Whether a wait for the device costs, and its memory says how many images go together."""
     return images.is_cuda
 
 
 def _on(flags: Flags, images: Tensor) -> Tensor:
-    return torch.from_numpy(flags).to(images.device)
+    return to_device(flags, images.device)
 
 
 def logits_and_gradient(

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from . import refine
+from .common.host import to_device
 from .common.numerics import Setting, allocation, column
 from .gradients import AdaBelief, Extra
 from .search import Flags, spec_of
@@ -295,7 +296,7 @@ class Slots:
             return base
         # A step beyond 1e30 times the first would only overflow.
         updates = np.minimum(self.used["updates"][slots], 30 * np.log(10) / np.log(growth))
-        grown = torch.from_numpy(growth**updates).to(self.data["images"].device)
+        grown = self.on_device(growth**updates)
         base = base.double() if isinstance(base, Tensor) else base
         return (base * grown).to(self.data["images"].dtype)
 
@@ -307,7 +308,7 @@ class Slots:
         images = self.data["images"]
         updates = np.maximum(self.used["updates"][slots] - before, 0)
         grown = np.minimum(1.0, updates / (relax * self.settings.steps))
-        share = torch.from_numpy(grown).to(images.device)
+        share = self.on_device(grown)
         base = base.double() if isinstance(base, Tensor) else base
         return (base + (1.0 - base) * share).to(images.dtype)
 
@@ -320,4 +321,10 @@ class Slots:
 
     def on_device(self, values: npt.NDArray[Any]) -> Tensor:
         """What the host knows of slots, on the device."""
-        return torch.from_numpy(values).to(self.data["images"].device)
+        return to_device(values, self.data["images"].device)
+
+    def replace(self, name: str, part: slice, rows: Tensor, where: Tensor, values: Tensor) -> None:
+        """Have some rows of a part hold other values where a flag says so."""
+        held = self.data[name][part]
+        flags = where.view(-1, *[1] * (held.ndim - 1))
+        held[rows] = torch.where(flags, values, held[rows])

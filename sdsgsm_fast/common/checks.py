@@ -139,14 +139,23 @@ def _listed(places: Tensor) -> str:
     return f"images {indices[:10]}{more}"
 
 
-def finite_gradient(grad: Tensor, rows: Tensor | None = None) -> None:
-    """Require finite gradients (B, C, H, W); `rows` are the images' places in their batch."""
-    if bool(grad.sum().isfinite()):  # much cheaper than a look at each image
+def finite_gradient(grad: Tensor, rows: Tensor | None = None, wanted: Tensor | None = None) -> None:
+    """Require finite gradients (B, C, H, W), of those that are `wanted`, (B,) bool.
+
+    `rows` are the images' places in their batch.
+    """
+    if bool(is_finite(grad)):
         return
-    finite = torch.linalg.vector_norm(grad, torch.inf, dim=(1, 2, 3)).isfinite()
-    if not bool(finite.all()):
-        places = torch.arange(len(grad), device=grad.device) if rows is None else rows
-        raise ValueError(f"model: the gradient is not finite for {_listed(places[~finite])}")
+    broken = ~torch.linalg.vector_norm(grad, torch.inf, dim=(1, 2, 3)).isfinite().cpu()
+    broken = broken if wanted is None else broken & wanted.cpu()
+    if bool(broken.any()):
+        places = torch.arange(len(grad)) if rows is None else rows.cpu()
+        raise ValueError(f"model: the gradient is not finite for {_listed(places[broken])}")
+
+
+def is_finite(grad: Tensor) -> Tensor:
+    """Whether all of a gradient is surely finite, a tensor without dimensions; cheaper than a look at each."""
+    return grad.sum().isfinite()
 
 
 def class_indices(name: str, labels: Tensor, images: Tensor, *, anywhere: bool = False) -> None:

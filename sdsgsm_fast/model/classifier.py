@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..common import checks
+from ..common.host import to_device, to_host
 from ..common.numerics import compute_dtype, normalised
 
 Model = Callable[[Tensor], Any]
@@ -219,25 +220,27 @@ class Classifier:
     def sure(self, logits: Tensor) -> Tensor | None:
         """Which logits (B, K) of a search decide like the model's own, (B,) bool; None for all."""
         if self.surrogate is None:
-            return torch.zeros(len(logits), dtype=torch.bool) if self.reduced else None
+            return torch.zeros(len(logits), dtype=torch.bool, device=logits.device) if self.reduced else None
         return _beyond(logits, self.surrogate.uncertainty)
 
     @torch.no_grad()
     def verdicts(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits (B, K) that decide like the model's own, and passes that each took, (B,) int64.
+        """Logits (B, K) that decide like the model's own, and passes that each took, (B,) int64 on the host.
 
         Where a surrogate is precise (`strict`), the model is asked only where that is in doubt.
         """
-        passes = torch.ones(len(images), dtype=torch.int64, device=images.device)
+        passes = torch.ones(len(images), dtype=torch.int64)
         strict = None if self.surrogate is None else self.surrogate.strict
         if strict is None:
             return self.logits(images.contiguous()), passes
         found = strict(self.inputs(images))
         self.forwards += len(images)
-        doubtful = ~_beyond(found, strict.uncertainty)
-        if bool(doubtful.any()):
-            found[doubtful] = self.logits(images[doubtful].contiguous()).to(found.dtype)
-        return found, passes + doubtful
+        doubtful = to_host(~_beyond(found, strict.uncertainty)).nonzero()[0]
+        if len(doubtful):
+            rows = to_device(doubtful, images.device)
+            found[rows] = self.logits(images[rows].contiguous()).to(found.dtype)
+            passes[torch.from_numpy(doubtful)] += 1
+        return found, passes
 
     def gradient(self, loss: Tensor, leaf: Tensor) -> Tensor:
         """∇ of a loss (B,), summed over the images, with respect to the images of `logits_and_leaf`.

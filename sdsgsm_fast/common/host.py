@@ -1,0 +1,23 @@
+"""What the host and a device tell each other: reads wait for the device, so there are few; writes do not."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+
+def to_host(values: Tensor) -> npt.NDArray[Any]:
+    """Values as the host reads them, which waits for the device."""
+    found: npt.NDArray[Any] = values.cpu().numpy()
+    return found
+
+
+def to_device(values: npt.NDArray[Any], device: torch.device) -> Tensor:
+    """What the host knows, on a device; by way of pinned memory, so that nobody waits for a GPU."""
+    tensor = torch.from_numpy(values)
+    if device.type != "cuda":
+        return tensor.to(device)
+    return tensor.pin_memory().to(device, non_blocking=True)
