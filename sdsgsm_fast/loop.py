@@ -78,7 +78,7 @@ class Loop:
         done = over & ~again
         self._retire(done, success)
         self.grad = slots.close_gaps(~done & ~again, again, grad)
-        if not self.finite:
+        if len(self.grad) and not self.finite:
             checks.finite_gradient(self.grad, torch.from_numpy(slots.used["place"][: len(self.grad)].copy()))
         if s.late:
             self._update(self.grad)
