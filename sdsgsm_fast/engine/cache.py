@@ -117,15 +117,25 @@ def copies_of(state: State) -> Copies:
 
 
 def same_bits(copies: Copies) -> bool:
-    """Whether all tensors still have the values of their copies."""
-    return all(_same_bits(ref(), copy) for ref, copy in copies)
+    """Whether all tensors still have the values of their copies; of a GPU's in one wait for each GPU."""
+    waiting: dict[torch.device, list[Tensor]] = {}
+    for ref, copy in copies:
+        tensor = ref()
+        pair = None if tensor is None else _bits_of(tensor, copy)
+        if pair is None:
+            return False
+        if pair[0].is_cuda:
+            waiting.setdefault(pair[0].device, []).append((pair[0] == pair[1]).all())
+        elif not torch.equal(*pair):
+            return False
+    return all(bool(torch.stack(flags).all()) for flags in waiting.values())
 
 
-def _same_bits(a: Tensor | None, b: Tensor) -> bool:
-    """Whether a tensor still exists and has the values of its copy."""
-    if a is None or a.shape != b.shape or a.dtype != b.dtype or a.device != b.device:
-        return False
+def _bits_of(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor] | None:
+    """The bits of a tensor and its copy, as integers; None where they cannot be compared or differ in kind."""
+    if a.shape != b.shape or a.dtype != b.dtype or a.device != b.device:
+        return None
     bits = BITS.get(a.dtype.itemsize)
     if bits is None or a.layout != torch.strided or b.layout != torch.strided:
-        return False
-    return torch.equal(a.detach().view(bits), b.detach().view(bits))
+        return None
+    return a.detach().view(bits), b.detach().view(bits)

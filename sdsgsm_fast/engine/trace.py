@@ -217,7 +217,22 @@ def trace(classifier: Classifier, images: Tensor, *, differentiable: bool = Fals
         drawing = node.op is not None and torch.Tag.nondeterministic_seeded in node.op.tags
         if drawing and node.arguments.get("dropout_p") != 0.0:  # attention without it draws nothing
             raise TraceError(f"{node.name}: draws random numbers")
-    return graph
+    return _without_unread(_folded(graph))
+
+
+@torch.no_grad()
+def _folded(graph: Graph) -> Graph:
+    """The graph with results that depend on no image as constants: positions made on the images' device."""
+    constants: dict[Value, Tensor] = {}
+    nodes = []
+    for k, node in enumerate(graph.nodes):
+        args, kwargs = mapped(lambda leaf: constants.get(leaf, leaf) if isinstance(leaf, Value) else leaf,
+                              (node.args, node.kwargs))  # fmt: skip
+        nodes.append(Node(node.op, args, kwargs, node.shapes, node.dtypes))
+        varies = any(isinstance(leaf, (Value, PerImage, BatchConstant)) for leaf in nodes[-1].leaves())
+        if node.op is not None and not node.lists and not varies:
+            constants[Value(k)] = node.op(*args, **kwargs)
+    return Graph(nodes, graph.output)
 
 
 def _uncompiled(model: Any) -> Any:

@@ -37,39 +37,43 @@ SCRATCH = 1.25  # what libraries take on top of the maps, as a factor
 FLOPS_PER_BYTE = {"cpu": 20.0, "cuda": 100.0}  # the second is not measured
 PART_COST = 3e8  # operations that take as long as setting up one more part
 LEAST_PART = {"cpu": 64, "cuda": 512}  # windows of a batch; the second is not measured
+MOST_PLANNERS = 8  # kept of a model, for different windows
 CHECKED = 2  # clean images whose logits are compared before kept plans are used
 WORTHWHILE = 0.9  # the cost of an incremental plan as a share of the dense one's
 
 
 class WindowPlans:
-    """A traced model and what does not depend on the images, in each precision when it is needed.
+    """A traced model and what does not depend on the images' pixels, worked out when it is needed.
 
     Parameters
     ----------
     graph
         The model's trace.
-    windows, device, backend
-        What is zeroed out, where, and whose kernels may run.
+    device, backend
+        Where it is, and whose kernels may run.
 
     Attributes
     ----------
-    agreed : bool
-        Whether a replay gave the model's own logits for a zeroed-out copy.
+    agreed : set
+        The settings with which a replay gave the model's own logits for a zeroed-out copy.
     """
 
-    def __init__(self, graph: Graph, windows: Windows, device: torch.device, backend: str) -> None:
-        self.graph, self.windows, self.device, self.backend = graph, windows, device, backend
-        self.agreed = False
-        self._planners: dict[torch.dtype, Planner] = {}
+    def __init__(self, graph: Graph, device: torch.device, backend: str) -> None:
+        self.graph, self.device, self.backend = graph, device, backend
+        self.agreed: set[Any] = set()
+        self._networks: dict[torch.dtype, Network] = {}
+        self._planners: dict[tuple[Windows, torch.dtype], Planner] = {}
 
-    def planner(self, *, reduced: bool) -> Planner:
-        """Plans in bfloat16, or in the model's own precision."""
+    def planner(self, windows: Windows, *, reduced: bool) -> Planner:
+        """Plans of windows in bfloat16, or in the model's own precision."""
         dtype = torch.bfloat16 if reduced else self.graph.nodes[0].dtypes[0]
-        if dtype not in self._planners:
-            network = lower(self.graph, dtype, self.device, self.backend)
+        if dtype not in self._networks:
+            self._networks[dtype] = lower(self.graph, dtype, self.device, self.backend)
+        if (windows, dtype) not in self._planners:
             price = FLOPS_PER_BYTE.get(self.device.type, FLOPS_PER_BYTE["cpu"])
-            self._planners[dtype] = Planner(network, self.windows, price)
-        return self._planners[dtype]
+            kept = list(self._planners.items())[1 - MOST_PLANNERS :]
+            self._planners = dict(kept) | {(windows, dtype): Planner(self._networks[dtype], windows, price)}
+        return self._planners[windows, dtype]
 
 
 class WindowRunner:
@@ -404,23 +408,18 @@ class CompiledWindows:
         """Runs the windows in bfloat16, or in the model's own precision."""
         if reduced not in self._runners:
             self._runners[reduced] = WindowRunner(
-                self.classifier, self.images, self._plans.planner(reduced=reduced), self.fill,
+                self.classifier, self.images, self._plans.planner(self.windows, reduced=reduced), self.fill,
                 method=self.method, backend=self.backend, max_memory=self.max_memory,
             )  # fmt: skip
         return self._runners[reduced]
 
     def _plans_of_model(self) -> WindowPlans:
         """The last model's plans again if it has not changed since, else those of this one."""
-        classifier, images = self.classifier, self.images
-        fill = "images" if isinstance(self.fill, Tensor) else self.fill
-        settings = (
-            *(self.windows, fill, self.method, self.backend, self.max_memory),
-            *(classifier.mean, classifier.std, images.dtype, images.device, onednn_enabled()),
-        )
+        images = self.images
+        settings = (images.shape[1:], images.dtype, images.device, self.backend, onednn_enabled())
         return _PLANS.of(
-            classifier.model, settings, self._trace,
-            lambda own: WindowPlans(own, self.windows, images.device, self.backend),
-        )  # fmt: skip
+            self.classifier.model, settings, self._trace, lambda own: WindowPlans(own, images.device, self.backend)
+        )
 
     def _trace(self) -> Graph:
         graph = trace(self.classifier, self.images)
@@ -431,11 +430,13 @@ class CompiledWindows:
 
     def _check(self, clean: Tensor) -> None:
         """Compare a zeroed-out copy the first time, after that the clean images."""
-        exact, plans = self.runner(reduced=False), self._plans
-        if not (exact.agrees_on_clean(clean) if plans.agreed else exact.agrees_on_noise()):
+        exact, plans, c = self.runner(reduced=False), self._plans, self.classifier
+        fill = "images" if isinstance(self.fill, Tensor) else self.fill
+        settings = (self.windows, fill, self.method, self.max_memory, _hashable(c.mean), _hashable(c.std))
+        if not (exact.agrees_on_clean(clean) if settings in plans.agreed else exact.agrees_on_noise()):
             _PLANS.drop()
             raise TraceError("the replayed logits are not the model's")
-        plans.agreed = True
+        plans.agreed.add(settings)
 
 
 @dataclass
@@ -449,6 +450,10 @@ class _Part:
     rows: Tensor
     cols: Tensor
     chunk: int
+
+
+def _hashable(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
 
 
 def _obstacle(network: Network) -> str:
