@@ -51,7 +51,7 @@ class Settings(TypedDict, total=False):
     backend: str
     max_memory: int | None
     batch_size: int | None
-    cuda_graphs: bool
+    cuda_graphs: bool | None
     seed: int | None
     progress: bool | Progress
     gradient: Sequence[Extra]
@@ -137,10 +137,11 @@ class Attack:
         suits the device: 64 on a CPU. 1 suits a model that takes no larger batches, occlusion
         included.
     cuda_graphs
-        Replay the search's passes as CUDA graphs, recorded once for each size of batch: for models
-        whose kernels are shorter than their launches. Needs images on a CUDA device, a precision
-        other than "float32", and a model that looks at each image apart from the others of its
-        batch; one that cannot be traced runs without.
+        Replay the search's passes as CUDA graphs: for models whose kernels are shorter than their
+        launches. None does so on a GPU for models and batches that small, after a few passes. True
+        records each size of batch at once and warns where that fails; it needs images on a CUDA
+        device, a precision other than "float32", and a model that looks at each image apart from
+        the others of its batch; one that cannot be traced runs without.
     seed
         Seed of random starts, `Diversity` and the jitter loss; None draws one from the operating
         system for each run.
@@ -201,7 +202,7 @@ class Attack:
         backend: str = "auto",
         max_memory: int | None = None,
         batch_size: int | None = None,
-        cuda_graphs: bool = False,
+        cuda_graphs: bool | None = None,
         seed: int | None = None,
         progress: bool | Progress = False,
         gradient: Sequence[Extra] = (),

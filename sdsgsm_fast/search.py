@@ -16,7 +16,14 @@ from torch import Tensor
 
 from . import losses
 from .common.host import to_device
-from .engine import GraphedFunction, Surrogate, prepare_surrogate
+from .engine import (
+    PATIENCE,
+    GraphedFunction,
+    Surrogate,
+    can_be_recorded,
+    prepare_surrogate,
+    rows_worth_recording,
+)
 from .model import memory
 from .model.classifier import Classifier
 from .model.precision import bfloat16_pays
@@ -40,7 +47,7 @@ class SearchModel:
     classifier
         The model, which has the last word.
     cuda_graphs
-        Replay the passes of surrogates as CUDA graphs.
+        Replay the passes of surrogates as CUDA graphs; None for where the host would hold a GPU up.
     precise
         Whether precision "auto" keeps the model's own dtype: a search along the decision's boundary
         loses more by rounding than bfloat16 gains.
@@ -49,7 +56,7 @@ class SearchModel:
     """
 
     def __init__(
-        self, classifier: Classifier, *, cuda_graphs: bool, precise: bool = False, margins: bool = False
+        self, classifier: Classifier, *, cuda_graphs: bool | None, precise: bool = False, margins: bool = False
     ) -> None:
         self.classifier, self.cuda_graphs = classifier, cuda_graphs
         self.precise, self.margins = precise, margins
@@ -126,13 +133,18 @@ class SearchModel:
     def graphs_for(self, images: Tensor, loss: str) -> GraphedFunction | None:
         """CUDA graphs of the passes with images like these; None without."""
         surrogate, spec = self.surrogate_for(images), spec_of(images)
-        if surrogate is None or not self.cuda_graphs:
+        if surrogate is None or self.cuda_graphs is False or (self.cuda_graphs is None and not can_be_recorded(images)):
             return None
         # What a graph reads by address; mean and std are the same tensors while they are equal.
         held = surrogate, loss, *self.classifier.normalisation(images)
         known = self._graphs.get(spec)
         if known is None or any(a is not b for a, b in zip(known[0], held, strict=True)):
-            known = held, GraphedFunction(partial(logits_and_gradient, self.classifier, loss))
+            function = partial(logits_and_gradient, self.classifier, loss)
+            if self.cuda_graphs:
+                known = held, GraphedFunction(function)
+            else:
+                most = rows_worth_recording(len(surrogate.network.steps), surrogate.network.work)
+                known = held, GraphedFunction(function, patience=PATIENCE, largest=most)
             self._graphs[spec] = known
         return known[1]
 
@@ -140,7 +152,7 @@ class SearchModel:
         self, loss: str, adv: Tensor, labels: Tensor, target: Tensor | None, jitter: losses.Jitter | None = None
     ) -> Evaluation:
         """Logits, and the loss's gradient when it is asked for; the margin's too where `margins` is set."""
-        captured = None if jitter else self.graphs_for(adv, loss)
+        captured = None if jitter or self.margins else self.graphs_for(adv, loss)
         if captured is not None:
             self.classifier.forwards += len(adv)
             logits, grad = captured(adv, labels, *(() if target is None else (target,)))

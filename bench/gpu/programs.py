@@ -304,6 +304,7 @@ def rivals(bench: Bench, subject: Subject) -> dict[str, Program]:
 def own(subject: Subject) -> tuple[dict[str, Program], dict[str, Any]]:
     """The attacks of this library as programs, and as they are."""
     graphed = {"cuda_graphs": True} if subject.images.is_cuda else {}
+    eager = {"cuda_graphs": False}
     attacks: dict[str, Any] = {
         "ours PGD": PGD(subject.model, **SETTINGS),
         "ours BIM, 20 steps": BIM(subject.model, early_stop=False, **SETTINGS),
@@ -314,6 +315,8 @@ def own(subject: Subject) -> tuple[dict[str, Program], dict[str, Any]]:
         "ours smoothing": SmoothingOnly(subject.model, **SETTINGS),
         "ours MinimalSDSGSM": MinimalSDSGSM(subject.model, eps=EPS, steps=STEPS),
         "ours BIM, 20 steps graphs": BIM(subject.model, early_stop=False, **graphed, **SETTINGS),
+        "ours BIM, 20 steps no graphs": BIM(subject.model, early_stop=False, **eager, **SETTINGS),
+        "ours SD-SGSM no graphs": SDSGSM(subject.model, **eager, **SETTINGS),
         "ours SD-SGSM graphs": SDSGSM(subject.model, **graphed, **SETTINGS),
     }  # fmt: skip
     run = {name: lambda a=attack: a(subject.images, subject.labels) for name, attack in attacks.items()}

@@ -4,8 +4,16 @@
 gradients of images, `GraphedFunction` replays passes as CUDA graphs. docs/engine.md tells how.
 """
 
-from .graphs import GraphedFunction, can_be_recorded
+from .graphs import PATIENCE, GraphedFunction, can_be_recorded, rows_worth_recording
 from .surrogate import Surrogate, prepare_surrogate
 from .window_runner import CompiledWindows
 
-__all__ = ["CompiledWindows", "GraphedFunction", "Surrogate", "can_be_recorded", "prepare_surrogate"]
+__all__ = [
+    "PATIENCE",
+    "CompiledWindows",
+    "GraphedFunction",
+    "Surrogate",
+    "can_be_recorded",
+    "prepare_surrogate",
+    "rows_worth_recording",
+]

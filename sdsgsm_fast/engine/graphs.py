@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -13,14 +14,18 @@ BatchFunction = Callable[..., tuple[Tensor, ...]]
 """``look(*inputs)``: results, each of which has a row for every row of the inputs."""
 Recorder = Callable[[BatchFunction, tuple[Tensor, ...]], BatchFunction]
 
+LOG = logging.getLogger("sdsgsm_fast")
 LEAST = 8  # rows of a graph
 LARGEST = 1024  # rows from which kernels are taken to outlast their launches; not measured
+PATIENCE = 4  # passes before anything is recorded unasked: a recording takes as long as seven
+LAUNCH = 1e-4  # seconds in which the host issues an operation and its gradient; not measured
+FLOPS = 1e14  # operations a second of a GPU; not measured
 WARM_UPS = 3  # libraries choose and allocate before anything is recorded
 AGREEMENT = 0.02  # largest deviation of a replay from the passes themselves, by the norm
 
 
 class GraphedFunction:
-    """Does what `function` does, by a recording for each size of batch.
+    """Does what `function` does, by recordings.
 
     Sizes are rounded up to 8, 12, 16, 24, 32 and so on; rows that fill up are old ones. What is too
     large runs as it is; so does everything once something could not be recorded, or a replay
@@ -28,21 +33,46 @@ class GraphedFunction:
 
     Parameters
     ----------
-    look
+    function
         Takes tensors (B, …) and returns some; its rows must not depend on each other.
     record
-        ``record(look, inputs)`` returns what replays it for inputs of that shape.
+        ``record(function, inputs)`` returns what replays it for inputs of that shape.
+    patience
+        0: there is a recording for each size. Else the largest size that was seen is recorded after
+        so many passes, smaller batches use it too, and a failure is no cause for a warning.
+    largest
+        Rows of a recording, at most.
     """
 
-    def __init__(self, function: BatchFunction, record: Recorder | None = None) -> None:
+    def __init__(
+        self, function: BatchFunction, record: Recorder | None = None, *, patience: int = 0, largest: int = LARGEST
+    ) -> None:
         self.function, self.record = function, record or CudaGraphs()
+        self.patience, self.largest = patience, largest
         self.replays: dict[tuple[int, int], BatchFunction] = {}  # by rows, and number of inputs
         self.failed = False
+        self._passes, self._most = 0, 0  # since the last recording: how many, and the largest size
+
+    def _size_for(self, inputs: tuple[Tensor, ...]) -> int | None:
+        """Rows of the recording to use; None where the passes run as they are."""
+        size = rounded(len(inputs[0]))
+        if self.failed or size > self.largest:
+            return None
+        if not self.patience:
+            return size
+        large_enough = [rows for rows, count in self.replays if rows >= size and count == len(inputs)]
+        if large_enough:
+            return min(large_enough)
+        self._passes, self._most = self._passes + 1, max(self._most, size)
+        if self._passes <= self.patience:
+            return None
+        size, self._passes, self._most = self._most, 0, 0
+        return size
 
     def __call__(self, *inputs: Tensor) -> tuple[Tensor, ...]:
         """The results of `function`, in memory of their own."""
-        size = rounded(len(inputs[0]))
-        if self.failed or size > LARGEST:
+        size = self._size_for(inputs)
+        if size is None:
             return self.function(*inputs)
         key = size, len(inputs)
         if key not in self.replays:
@@ -54,8 +84,12 @@ class GraphedFunction:
                 self.failed = True
                 self.replays.clear()
                 reason = str(error).split("\n")[0]
-                warnings.warn(f"cuda_graphs: not used, {reason}", stacklevel=3)
+                if self.patience:
+                    LOG.info("search: not recorded as a CUDA graph: %s", reason)
+                else:
+                    warnings.warn(f"cuda_graphs: not used, {reason}", stacklevel=3)
                 return self.function(*inputs)
+            LOG.info("search: passes of %d images recorded as a CUDA graph", size)
         return self.replays[key](*inputs)
 
     def _recorded(self, inputs: tuple[Tensor, ...]) -> BatchFunction:
@@ -125,6 +159,14 @@ def waits_for_device(function: BatchFunction, inputs: tuple[Tensor, ...]) -> boo
 def can_be_recorded(images: Tensor) -> bool:
     """Whether passes with such images can be recorded."""
     return images.is_cuda
+
+
+def rows_worth_recording(operations: int, work: float) -> int:
+    """Rows up to which a GPU computes a pass and its gradient faster than the host can issue it.
+
+    `operations` of a pass, and its floating-point operations an image.
+    """
+    return min(LARGEST, int(operations * LAUNCH * FLOPS / max(3 * work, 1.0)))
 
 
 def rounded(rows: int) -> int:

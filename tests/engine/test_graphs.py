@@ -15,7 +15,7 @@ import torch
 import zoo
 from torch import Tensor
 
-from sdsgsm_fast import BIM, SDSGSM, SmoothingOnly
+from sdsgsm_fast import BIM, SDSGSM, MinimalSDSGSM, SmoothingOnly
 from sdsgsm_fast.engine import graphs as capture
 from sdsgsm_fast.engine.graphs import LARGEST, BatchFunction, GraphedFunction, rounded
 
@@ -47,7 +47,8 @@ def made(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Sizes that were recorded, on a CPU that pretends it can."""
     monkeypatch.setattr(Recording, "made", [], raising=False)
     monkeypatch.setattr(capture, "CudaGraphs", lambda: Recording)
-    monkeypatch.setattr("sdsgsm_fast.attack.can_be_recorded", lambda images: True)
+    for module in ("attack", "search"):
+        monkeypatch.setattr(f"sdsgsm_fast.{module}.can_be_recorded", lambda images: True)
     return Recording.made
 
 
@@ -70,6 +71,50 @@ def test_each_size_is_recorded_once_and_results_are_those_of_the_rows(made: list
     assert made == [8, 16, 12]
     for found, expected in kept:  # each in memory of its own
         torch.testing.assert_close(found, expected)
+
+
+def test_unasked_the_largest_batch_so_far_is_recorded_for_all(made: list[int]) -> None:
+    captured = GraphedFunction(twice, patience=3, largest=48)
+    sizes = [5, 20, 13, 9, 16, 30, 60, 31, 33, 9, 32]
+    expected = [[], [], [], [24], [24], [24], [24], [24], [24], [24], [24, 48]]
+    for rows, recorded in zip([*sizes, 40, 48], [*expected, [24, 48], [24, 48]], strict=True):
+        x, y = torch.randn(rows, 4), torch.randn(rows)
+        torch.testing.assert_close(captured(x, y), twice(x, y))
+        assert made == recorded, rows
+
+
+def test_unasked_a_failure_is_no_cause_for_a_warning(caplog: pytest.LogCaptureFixture) -> None:
+    def fails(function: BatchFunction, inputs: tuple[Tensor, ...]) -> BatchFunction:
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+    captured = GraphedFunction(twice, fails, patience=1)
+    x, y = torch.randn(5, 4), torch.randn(5)
+    with warnings.catch_warnings(), caplog.at_level("INFO", "sdsgsm_fast"):
+        warnings.simplefilter("error")
+        for _ in range(3):
+            torch.testing.assert_close(captured(x, y), twice(x, y))
+    assert caplog.text.count("not recorded as a CUDA graph: operation not permitted") == 1
+
+
+def test_small_models_are_worth_recording_and_large_batches_are_not() -> None:
+    assert capture.rows_worth_recording(12, 1e6) == LARGEST
+    assert 60 < capture.rows_worth_recording(20, 1e9) < 70
+    assert capture.rows_worth_recording(20, 1e12) == 0
+
+
+@pytest.mark.parametrize("kind", [BIM, SDSGSM, MinimalSDSGSM])
+def test_by_default_an_attack_is_the_same(kind: Any, made: list[int]) -> None:
+    net, images = zoo.residual().eval(), torch.rand(21, 3, 16, 16)
+    labels = net(images).argmax(1)
+    settings = {"eps": EPS, "steps": 8, "batch_size": 16}
+    expected = kind(net, cuda_graphs=False, **settings).run(images, labels)
+    assert not made
+    attack = kind(net, **settings)
+    for _ in range(2):
+        found = attack.run(images, labels)
+        assert torch.equal(found.updates, expected.updates)
+        torch.testing.assert_close(found.adv, expected.adv, atol=1e-6, rtol=0)
+    assert made == ([] if kind is MinimalSDSGSM else [16])
 
 
 def test_a_large_batch_runs_as_it_is(made: list[int]) -> None:
