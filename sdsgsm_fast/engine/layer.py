@@ -16,7 +16,7 @@ from ..kernels import native, ops
 from ..kernels.backends import choose
 from ..kernels.calls import Paste
 from ..model.precision import has_amx
-from . import linear, winograd
+from . import cudnn, linear, winograd
 from .convolution import Convolution, Ints
 from .linear import RELU, Activation, Linear
 from .onednn import onednn_enabled
@@ -53,12 +53,15 @@ class Layer:
         """How outputs of a size are computed.
 
         By "winograd", "linear" (a product for each pixel), "product" (one of what the kernel
-        reads), "fused" or "plain" (oneDNN's or PyTorch's convolution).
+        reads), "fused" or "cudnn" (oneDNN's or cuDNN's convolution with all that follows it), or
+        "plain" (PyTorch's).
         """
         if self.winograd and winograd.tile_for(height, width, self.convolution.stride[0]):
             return "winograd"
         if self.linear is not None:
             return "linear"
+        if cudnn.cudnn_runs(self.convolution):
+            return "cudnn"
         if not onednn_runs(self.convolution.weight):
             return "plain"
         return "product" if is_product(self.convolution, height * width) else "fused"
@@ -96,6 +99,9 @@ class Layer:
             form = "fused" if onednn_runs(c.weight) else "plain"
         if form == "fused":
             return self._fused(x, other)
+        whole = cudnn.fused(x, c, other) if form == "cudnn" else None
+        if whole is not None:
+            return whole
         if form == "product":
             y = self._product(x, size)
         else:
