@@ -7,9 +7,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from ..common.host import to_device, to_host
 from ..common.noise import noise_like
 from ..common.numerics import compute_dtype, logits_agree, rounding
 from ..common.windows import Windows
@@ -23,6 +26,8 @@ from .onednn import onednn_enabled
 from .plan import Plan, Planner, clean_elements, clean_peak
 from .plan_runner import FILLING, PlanRunner
 from .trace import Graph, TraceError, trace
+
+Ints = npt.NDArray[np.int64]
 
 # Of a chunk; with twice as much glibc hands pages back that are needed again at once.
 CPU_BYTES = 32 * 2**20
@@ -175,12 +180,11 @@ class WindowRunner:
         """A plan made ready, and the windows that belong to it."""
         window = max(1, int(plan.elements() * self.network.dtype.itemsize * SCRATCH))
         chunk = max(1, self._chunk_limit(window))
-        rows, cols = (torch.full((n,), -1, dtype=torch.int32) for n in (self.windows.rows, self.windows.cols))
-        rows[list(plan.rows)] = torch.arange(len(plan.rows), dtype=torch.int32)
-        cols[list(plan.cols)] = torch.arange(len(plan.cols), dtype=torch.int32)
-        device = self.images.device
-        runner = PlanRunner(plan, self.filled, self.windows, device, self.backend)
-        return _Part(runner, rows.to(device), cols.to(device), chunk)
+        rows, cols = (np.full(n, -1, dtype=np.int32) for n in (self.windows.rows, self.windows.cols))
+        rows[list(plan.rows)] = np.arange(len(plan.rows))
+        cols[list(plan.cols)] = np.arange(len(plan.cols))
+        runner = PlanRunner(plan, self.filled, self.windows, self.images.device, self.backend)
+        return _Part(runner, rows, cols, chunk)
 
     def agrees_on_noise(self) -> bool:
         """Whether the replay gives the model's own logits for an image of noise.
@@ -242,11 +246,12 @@ class WindowRunner:
         and the work goes on.
         """
         parts = self._parts(len(pairs) if count is None else count)
-        images = pairs // len(self.windows)
+        numbers = to_host(pairs)  # the one wait; where they lie is worked out by the host
+        images = numbers // len(self.windows)
         at = 0
         while at < len(pairs):
             first = int(images[at])
-            stop = int(torch.searchsorted(images, first + self.group))
+            stop = int(np.searchsorted(images, first + self.group))
             last = int(images[stop - 1]) + 1
             try:
                 base, clean = self._clean(first, last)
@@ -256,23 +261,25 @@ class WindowRunner:
                 self.group = max(1, self.group // 2)
                 continue
             for part in parts:
-                yield from self._part_logits(part, clean, pairs[at:stop], base)
+                yield from self._part_logits(part, clean, pairs[at:stop], numbers[at:stop], base)
             at = stop
 
     def _part_logits(
-        self, part: _Part, clean: dict[int, Tensor], pairs: Tensor, first: int
+        self, part: _Part, clean: dict[int, Tensor], pairs: Tensor, numbers: Ints, first: int
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        """Logits of those pairs whose windows belong to a part."""
-        window = pairs % len(self.windows)
+        """Logits of those pairs whose windows belong to a part; `numbers` are the pairs on the host."""
+        window = numbers % len(self.windows)
         row, col = part.rows[window // self.windows.cols], part.cols[window % self.windows.cols]
-        mine = (row >= 0) & (col >= 0)
-        pairs, row, col = pairs[mine], row[mine], col[mine]
-        image = (pairs // len(self.windows) - first).int()
+        mine = ((row >= 0) & (col >= 0)).nonzero()[0]
+        if len(mine) < len(numbers):
+            pairs, numbers, row, col = pairs[to_device(mine, pairs.device)], numbers[mine], row[mine], col[mine]
+        places = np.stack((numbers // len(self.windows) - first, row, col)).astype(np.int32)
+        image, row_, col_ = to_device(places, pairs.device)
         at = 0
         while at < len(pairs):
             now = slice(at, at + part.chunk)
             try:
-                logits = part.runner.logits(clean, image[now], row[now], col[now])
+                logits = part.runner.logits(clean, image[now], row_[now], col_[now])
             except torch.OutOfMemoryError:
                 if part.chunk == 1:
                     raise
@@ -447,8 +454,8 @@ class _Part:
     """
 
     runner: PlanRunner
-    rows: Tensor
-    cols: Tensor
+    rows: npt.NDArray[np.int32]
+    cols: npt.NDArray[np.int32]
     chunk: int
 
 

@@ -216,7 +216,7 @@ class Scorer:
     def _tables(self, *, with_evidence: bool) -> _ScoreTables:
         """Scores, flips and evidence to be filled in."""
         size = (len(self.images), len(self.windows))
-        scores = self.clean.new_empty(size, dtype=losses.exact(self.clean).dtype)
+        scores = self.clean.new_zeros(size, dtype=losses.exact(self.clean).dtype)
         flips = torch.empty_like(scores, dtype=torch.bool)
         return _ScoreTables(scores, flips, torch.empty_like(scores) if with_evidence else None)
 
@@ -293,7 +293,6 @@ class Scorer:
         """
         scores, flips = tables.scores.view(-1), tables.flips.view(-1)
         before, predicted = losses.score(self.phi, clean, self.classes), clean.argmax(1)
-        broken = torch.zeros_like(predicted, dtype=torch.bool)
         stage, total = ("re-scoring", len(pairs)) if again else ("occlusion", scores.numel())
         count = 0 if again else int(pairs[0])
         for part, logits in self.runner(reduced).logits(pairs):
@@ -305,10 +304,10 @@ class Scorer:
             if tables.evidence is not None:
                 evidence = losses.evidence(self.phi, logits, classes)
                 tables.evidence.view(-1)[part] = evidence.to(scores.dtype)
-            broken[image[~scores[part].isfinite()]] = True
             count += len(part)
             if self.progress:
                 self.progress(stage, count, total)
+        broken = ~tables.scores.isfinite().all(1)
         if bool(broken.any()):
             raise ValueError(f"model: occlusion scores are not finite for {checks.named(broken)}")
 
