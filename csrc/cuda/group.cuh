@@ -4,11 +4,14 @@
 #pragma once
 #include <type_traits>
 
-#include "../common.h"
+#include "../update.h"
 
 namespace sdsgsm::cuda {
 
 constexpr int kGroup = 4;
+
+// At most; of an image that does not begin at a group there may be fewer whole ones.
+inline int64_t groups_of(int64_t values) { return (values + kGroup - 1) / kGroup; }
 
 template <class C>
 struct Group {
@@ -83,15 +86,12 @@ struct Extent {
   }
 };
 
-// The groups [from, to) of one of an image's parts.
+// The groups [from, to) of an image's part `index`: `each` but for the last ones.
 struct Part {
   uint32_t from, to;
 
-  __device__ Part(const Extent& e, uint32_t part, uint32_t parts) {
-    const uint32_t each = (e.groups + parts - 1) / parts;
-    from = part * each < e.groups ? part * each : e.groups;
-    to = e.groups - from < each ? e.groups : from + each;
-  }
+  __device__ Part(const Extent& e, uint32_t index, uint32_t each)
+      : from(smaller(index * each, e.groups)), to(smaller(from + each, e.groups)) {}
 };
 
 }  // namespace sdsgsm::cuda

@@ -11,12 +11,16 @@ namespace sdsgsm::cuda {
 struct Job {
   UpdateCall call;
   Divider plane;      // by the channels if channels_last, else by the pixels
+  Divider parts;      // blocks of an image
+  uint32_t each;      // groups of such a block
   uint32_t size;      // values of an image
   bool aligned_rows;  // every group lies in one channel, and its domain at a multiple of 16 bytes
 
-  explicit Job(const UpdateCall& c)
+  Job(const UpdateCall& c, int64_t blocks)
       : call(c),
         plane(c.channels_last ? c.channels : c.pixels),
+        parts(blocks),
+        each(uint32_t((groups_of(c.channels * c.pixels) + blocks - 1) / blocks)),
         size(uint32_t(c.channels * c.pixels)),
         aligned_rows(!c.channels_last && c.pixels % kGroup == 0) {}
 };

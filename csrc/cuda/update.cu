@@ -37,7 +37,9 @@ __device__ __forceinline__ double over_cluster(Normalize normalize, double whole
 #if defined(CUDA_ON_CPU) || __CUDA_ARCH__ >= 900
   const auto cluster = cooperative_groups::this_cluster();
   cluster.barrier_wait();
-  if (threadIdx.x < ranks) *cluster.map_shared_rank(&shared.of_block[rank], int(threadIdx.x)) = whole;
+  if (threadIdx.x == 0)
+    for (unsigned i = 0; i < ranks; ++i)
+      *cluster.map_shared_rank(&shared.of_block[rank], int(i)) = whole;
   cluster.sync();
   whole = shared.of_block[0];
   for (unsigned i = 1; i < ranks; ++i) whole = joined(normalize, whole, shared.of_block[i]);
@@ -65,14 +67,15 @@ __device__ __forceinline__ float inverse_for_all(const Job& job, double whole, u
   return shared.inverse;
 }
 
-// One pass over an image by `ranks` blocks, a cluster.
+// One pass over an image by the blocks of a cluster.
 template <class I, class G>
-__global__ void __launch_bounds__(kThreads, kResident) one_pass(Job job, unsigned ranks) {
+__global__ void __launch_bounds__(kThreads, kResident) one_pass(Job job) {
   Shared& shared = *static_cast<Shared*>(shared_memory());
   Packed<G>* held = reinterpret_cast<Packed<G>*>(&shared + 1);
   constexpr unsigned kMany = kAhead<float>;
   const UpdateCall& call = job.call;
-  const unsigned b = blockIdx.x / ranks, rank = blockIdx.x % ranks;
+  const unsigned ranks = job.parts.divisor, b = job.parts.quotient(blockIdx.x);
+  const unsigned rank = blockIdx.x - b * ranks;
   const Extent e(b, job.size);
   const Image<float, I> at(call, b, e.start);
   if (call.active && !call.active[b])
@@ -80,7 +83,7 @@ __global__ void __launch_bounds__(kThreads, kResident) one_pass(Job job, unsigne
   if (ranks > 1 && call.normalize != Normalize::none) arrive_at_cluster();
 
   const G* grad = static_cast<const G*>(call.grad) + e.start;
-  const Part part(e, rank, ranks);
+  const Part part(e, rank, job.each);
   const unsigned mine = part.from + threadIdx.x, stride = blockDim.x;
   Packed<G> g[kMany];
   Inputs<float, I> inputs[kMany];
@@ -126,14 +129,13 @@ __global__ void __launch_bounds__(kThreads, kResident) one_pass(Job job, unsigne
 
 // Partial reduction of one of an image's parts. The blocks are those of image 0, then of image 1, …
 template <class C, class G>
-__global__ void __launch_bounds__(kThreads, kResident) reduce_part(Job job, unsigned parts,
-                                                                   double* partial) {
+__global__ void __launch_bounds__(kThreads, kResident) reduce_part(Job job, double* partial) {
   constexpr unsigned kMany = 4;
   const Normalize normalize = job.call.normalize;
-  const unsigned b = blockIdx.x / parts, index = blockIdx.x % parts;
+  const unsigned b = job.parts.quotient(blockIdx.x), index = job.parts.remainder(blockIdx.x);
   const Extent e(b, job.size);
   const G* grad = static_cast<const G*>(job.call.grad) + e.start;
-  const Part part(e, index, parts);
+  const Part part(e, index, job.each);
   double whole = 0.0;
   for (unsigned from = part.from + threadIdx.x; from < part.to; from += kMany * blockDim.x) {
     Packed<G> g[kMany];
@@ -153,11 +155,11 @@ __global__ void __launch_bounds__(kThreads, kResident) reduce_part(Job job, unsi
 
 // The step of the same part, the blocks in the reverse order.
 template <class C, class I, class G>
-__global__ void __launch_bounds__(kThreads, kResident) step_part(Job job, unsigned parts,
-                                                                 const double* partial) {
+__global__ void __launch_bounds__(kThreads, kResident) step_part(Job job, const double* partial) {
   constexpr unsigned kMany = kAhead<C> == 1 ? 1 : 2;
   const UpdateCall& call = job.call;
-  const unsigned block = gridDim.x - 1 - blockIdx.x, b = block / parts, index = block % parts;
+  const unsigned block = gridDim.x - 1 - blockIdx.x, parts = job.parts.divisor;
+  const unsigned b = job.parts.quotient(block), index = job.parts.remainder(block);
   const Extent e(b, job.size);
   const Image<C, I> at(call, b, e.start);
   if (call.active && !call.active[b])
@@ -173,7 +175,7 @@ __global__ void __launch_bounds__(kThreads, kResident) step_part(Job job, unsign
   __syncthreads();
   const auto s = settings_of<C>(call, b, *inverse);
   const G* grad = static_cast<const G*>(call.grad) + e.start;
-  const Part part(e, index, parts);
+  const Part part(e, index, job.each);
   for (unsigned from = part.from + threadIdx.x; from < part.to; from += kMany * blockDim.x) {
     Packed<G> g[kMany];
     Inputs<C, I> inputs[kMany];
@@ -200,8 +202,6 @@ struct Plan {
   unsigned threads;
 };
 
-int64_t groups_of(int64_t values) { return (values + kGroup - 1) / kGroup; }
-
 // Clusters of a power of two; no more threads than have work.
 Plan plan_of(int64_t values, DType image_type, bool clusters) {
   const int64_t groups = groups_of(values), parts = (groups + kPartGroups - 1) / kPartGroups;
@@ -215,20 +215,20 @@ Plan plan_of(int64_t values, DType image_type, bool clusters) {
 
 template <class C, class I, class G>
 void launch_two_passes(const UpdateCall& call, const Plan& plan, double* scratch, cudaStream_t on) {
-  const Job job(call);
+  const Job job(call, plan.parts);
   const Grid grid{call.batch * plan.parts, plan.threads, 1, kThreads / kWarp * sizeof(double), on};
   if (call.normalize != Normalize::none)
-    launch_kernel(reduce_part<C, G>, grid, job, plan.parts, scratch);
-  launch_kernel(step_part<C, I, G>, grid, job, plan.parts, scratch);
+    launch_kernel(reduce_part<C, G>, grid, job, scratch);
+  launch_kernel(step_part<C, I, G>, grid, job, scratch);
 }
 
 template <class I, class G>
 void launch(const UpdateCall& call, const Plan& plan, double* scratch, cudaStream_t on) {
   if (!plan.ranks) return launch_two_passes<float, I, G>(call, plan, scratch, on);
-  const int64_t groups = (groups_of(call.channels * call.pixels) + plan.ranks - 1) / plan.ranks;
-  const int64_t shared = int64_t(sizeof(Shared)) + groups * int64_t(sizeof(Packed<G>));
+  const Job job(call, plan.ranks);
+  const int64_t shared = int64_t(sizeof(Shared)) + job.each * int64_t(sizeof(Packed<G>));
   const Grid grid{call.batch * plan.ranks, plan.threads, plan.ranks, shared, on};
-  launch_kernel(one_pass<I, G>, grid, Job(call), plan.ranks);
+  launch_kernel(one_pass<I, G>, grid, job);
 }
 
 template <class I>

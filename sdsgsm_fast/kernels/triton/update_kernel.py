@@ -320,7 +320,7 @@ def _split(value: Setting) -> tuple[Tensor | None, float]:
 
 def warps(values: int) -> int:
     """Warps of a program: about 12 values a thread, at most 16 warps; a power of two."""
-    return max(1, min(16, triton.next_power_of_2(values // 512)))
+    return max(1, min(16, int(triton.next_power_of_2(values // 512))))
 
 
 def blocks_of(size: int) -> tuple[int, int]:
