@@ -49,9 +49,12 @@ __device__ __forceinline__ double over_cluster(Normalize normalize, double whole
   return whole;
 }
 
+// Without the order of memory accesses that cooperative groups would ask for, and wait for.
 __device__ __forceinline__ void arrive_at_cluster() {
-#if defined(CUDA_ON_CPU) || __CUDA_ARCH__ >= 900
+#if defined(CUDA_ON_CPU)
   cooperative_groups::this_cluster().barrier_arrive();
+#elif __CUDA_ARCH__ >= 900
+  asm volatile("barrier.cluster.arrive.relaxed.aligned;");
 #endif
 }
 
@@ -114,6 +117,7 @@ __global__ void __launch_bounds__(kThreads, kResident) one_pass(Job job) {
     read_grad(from);
   }
 
+  // Not sooner: registers are full of inputs until the loop below.
   const auto s = settings_of<float>(call, b, inverse_for_all(job, whole, rank, ranks, shared));
   for (unsigned from = mine; from < part.to;) {
 #pragma unroll
@@ -153,6 +157,15 @@ __global__ void __launch_bounds__(kThreads, kResident) reduce_part(Job job, doub
   if (threadIdx.x == 0) partial[blockIdx.x] = whole;
 }
 
+// The reduction of an image from those of its parts, by a warp.
+__device__ __forceinline__ double over_parts(Normalize normalize, const double* partial,
+                                             unsigned parts) {
+  double whole = 0.0;
+  if (normalize == Normalize::none) return whole;
+  for (unsigned i = threadIdx.x; i < parts; i += kWarp) whole = joined(normalize, whole, partial[i]);
+  return over_lanes(normalize, whole, kWarp);
+}
+
 // The step of the same part, the blocks in the reverse order.
 template <class C, class I, class G>
 __global__ void __launch_bounds__(kThreads, kResident) step_part(Job job, const double* partial) {
@@ -165,15 +178,13 @@ __global__ void __launch_bounds__(kThreads, kResident) step_part(Job job, const 
   if (call.active && !call.active[b])
     return keep(at, e.size, index * blockDim.x + threadIdx.x, parts * blockDim.x);
   double* inverse = static_cast<double*>(shared_memory());
-  if (threadIdx.x == 0) {
-    double whole = 0.0;
-    if (call.normalize != Normalize::none)
-      for (unsigned i = 0; i < parts; ++i)
-        whole = joined(call.normalize, whole, partial[b * parts + i]);
-    *inverse = inverse_norm(call.normalize, whole, job.size);
+  auto s = settings_of<C>(call, b, 0.0);
+  if (threadIdx.x < kWarp) {
+    const double whole = over_parts(call.normalize, partial + b * parts, parts);
+    if (threadIdx.x == 0) *inverse = inverse_norm(call.normalize, whole, job.size);
   }
   __syncthreads();
-  const auto s = settings_of<C>(call, b, *inverse);
+  s.inverse_norm = C(*inverse);
   const G* grad = static_cast<const G*>(call.grad) + e.start;
   const Part part(e, index, job.each);
   for (unsigned from = part.from + threadIdx.x; from < part.to; from += kMany * blockDim.x) {

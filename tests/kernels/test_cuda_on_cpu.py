@@ -139,14 +139,21 @@ def test_a_cluster_covers_an_image(
     assert torch.equal(again[0], adv)
 
 
+def program(name: str, folder: Path, *arguments: str) -> str:
+    """What a program of `cuda_on_cpu` says."""
+    source = ROOT / "tests" / "cuda_on_cpu"
+    command = ["g++", "-std=c++17", "-O2", "-pthread", f"-I{source}", source / f"{name}.cpp", "-o", folder / name]
+    subprocess.run(command, check=True)
+    return subprocess.run([folder / name, *arguments], capture_output=True, text=True, check=True).stdout
+
+
 def test_tanh_is_within_two_ulp(tmp_path: Path) -> None:
     """Whatever errors the approximations have, up to those that PTX documents; each 37th float."""
-    source = ROOT / "tests" / "cuda_on_cpu"
-    options = ["-std=c++17", "-O2", "-pthread", f"-I{source}"]
-    program = tmp_path / "tanh_error"
-    subprocess.run(["g++", *options, source / "tanh_error.cpp", "-o", program], check=True)
-    done = subprocess.run([program, "37"], capture_output=True, text=True, check=True)
-    assert float(done.stdout) < 2.0
+    assert float(program("tanh_error", tmp_path, "37")) < 2.0
+
+
+def test_division_is_exact(tmp_path: Path) -> None:
+    assert program("division", tmp_path) == ""
 
 
 @pytest.mark.parametrize("shape", [(3, 3, 9, 7), (2, 3, 16, 16), TWO_PASSES], ids=str)
