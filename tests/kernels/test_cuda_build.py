@@ -120,10 +120,10 @@ def number(code: Code, pattern: str) -> int:
 # mark, in which all alternatives count. Values: three groups of four in a thread of one_pass, two
 # in step_part, four groups in reduce_part, a unit of 16 bytes in copies_of, four units in tiles_of.
 COUNTS = {
-    "one_passIffE": (2600, "MUFU.EX2", 850),
-    "one_passIfNS_8BFloat16E": (2650, "MUFU.EX2", 850),
+    "one_passIffE": (2750, "MUFU.EX2", 850),
+    "one_passIfNS_8BFloat16E": (2800, "MUFU.EX2", 850),
     "reduce_partIffE": (560, "LDG.E.128", 235),
-    "step_partIfffE": (1580, "LDG.E.128", 550),
+    "step_partIfffE": (1820, "LDG.E.128", 550),
     "copies_ofIffffLi4E": (730, "STG.E.128", 74),
     "copies_ofIffNS_8BFloat16EfLi8E": (1120, "STG.E.128", 112),
     "tiles_ofI5uint4E": (400, "", 0),
