@@ -59,13 +59,14 @@ def setting(ptr, value, b):
 
 @triton.jit
 def inputs(
-    adv_ptr, images_ptr, domain_ptr, at, origin, first, mask, background, b, channels, pixels,
+    grad_ptr, adv_ptr, images_ptr, domain_ptr, at, origin, first, mask, background, b, channels, pixels,
     CHANNELS_LAST: tl.constexpr,
 ):  # fmt: skip
-    """What the step reads besides the gradient: adv, image and the share of equation 3.
+    """What the step reads: gradient, adv, image and the share of equation 3.
 
     The places `at` count from `origin` in the batch, which is place `first` of image b.
     """
+    grad = tl.load(grad_ptr + origin + at, mask=mask, other=0.0)
     adv = tl.load(adv_ptr + origin + at, mask=mask, other=0.0)
     image = tl.load(images_ptr + origin + at, mask=mask, other=0.0)
     weight = 1.0
@@ -74,7 +75,7 @@ def inputs(
         pixel = inside // channels if CHANNELS_LAST else inside % pixels
         m = tl.load(domain_ptr + b * pixels + pixel, mask=mask, other=0.0)
         weight = background + (1.0 - background) * m
-    return adv, image, weight
+    return grad, adv, image, weight
 
 
 @triton.jit
@@ -164,8 +165,7 @@ def norm_of(measured, size, NORMALIZE: tl.constexpr):
 @triton.jit
 def update_image(
     adv_ptr, out_ptr, images_ptr, grad_ptr, domain_ptr, momentum_ptr, momentum_out_ptr, active_ptr,
-    eps_ptr, alpha_ptr, background_ptr, eps, alpha, background, size, channels, pixels,
-    gain, decay, lo, hi, sign,
+    eps_ptr, alpha_ptr, background_ptr, eps, alpha, background, size, channels, pixels, gain, decay, lo, hi, sign,
     NORMALIZE: tl.constexpr, SIGN: tl.constexpr, CHANNELS_LAST: tl.constexpr, EDGED: tl.constexpr,
     HEAD: tl.constexpr, TAIL: tl.constexpr,
 ):  # fmt: skip
@@ -175,13 +175,12 @@ def update_image(
     """
     b = tl.program_id(0).to(tl.int64)
     origin, first, groups = extent(b, size)
+    edge, edge_mask = edges(size, first, groups)
     head = tl.arange(0, HEAD)
     head_mask = head // GROUP < groups
     if TAIL:
         tail = HEAD + tl.arange(0, TAIL)
         tail_mask = tail // GROUP < groups
-    if EDGED:
-        edge, edge_mask = edges(size, first, groups)
     if active_ptr is not None:
         if tl.load(active_ptr + b) == 0:
             keep(adv_ptr, out_ptr, momentum_ptr, momentum_out_ptr, head, origin, head_mask)
@@ -192,47 +191,41 @@ def update_image(
             return
     eps, alpha = setting(eps_ptr, eps, b), setting(alpha_ptr, alpha, b)
     background = setting(background_ptr, background, b)
-
-    g_head = tl.load(grad_ptr + origin + head, mask=head_mask, other=0.0)
-    if TAIL:
-        g_tail = tl.load(grad_ptr + origin + tail, mask=tail_mask, other=0.0)
-    if EDGED:
-        g_edge = tl.load(grad_ptr + origin + edge, mask=edge_mask, other=0.0)
-    adv, image, weight = inputs(
-        adv_ptr, images_ptr, domain_ptr, head, origin, first, head_mask, background, b, channels,
-        pixels, CHANNELS_LAST,
+    grad, adv, image, weight = inputs(
+        grad_ptr, adv_ptr, images_ptr, domain_ptr, head, origin, first, head_mask, background, b,
+        channels, pixels, CHANNELS_LAST,
     )  # fmt: skip
     if TAIL:
-        adv_tail, image_tail, weight_tail = inputs(
-            adv_ptr, images_ptr, domain_ptr, tail, origin, first, tail_mask, background, b,
-            channels, pixels, CHANNELS_LAST,
+        grad_tail, adv_tail, image_tail, weight_tail = inputs(
+            grad_ptr, adv_ptr, images_ptr, domain_ptr, tail, origin, first, tail_mask, background,
+            b, channels, pixels, CHANNELS_LAST,
         )  # fmt: skip
-
+    if EDGED:
+        grad_edge, adv_edge, image_edge, weight_edge = inputs(
+            grad_ptr, adv_ptr, images_ptr, domain_ptr, edge, origin, first, edge_mask, background,
+            b, channels, pixels, CHANNELS_LAST,
+        )  # fmt: skip
     norm = 1.0
     if NORMALIZE != NONE:
-        measured = measure(g_head, NORMALIZE)
+        measured = measure(grad, NORMALIZE)
         if TAIL:
-            measured = joined(measured, measure(g_tail, NORMALIZE), NORMALIZE)
+            measured = joined(measured, measure(grad_tail, NORMALIZE), NORMALIZE)
         if EDGED:
-            measured = joined(measured, measure(g_edge, NORMALIZE), NORMALIZE)
+            measured = joined(measured, measure(grad_edge, NORMALIZE), NORMALIZE)
         norm = norm_of(measured, size, NORMALIZE)
     step(
-        out_ptr, momentum_ptr, momentum_out_ptr, head, origin, head_mask, g_head, adv, image,
-        weight, norm, eps, alpha, gain, decay, lo, hi, sign, SIGN,
+        out_ptr, momentum_ptr, momentum_out_ptr, head, origin, head_mask, grad, adv, image, weight,
+        norm, eps, alpha, gain, decay, lo, hi, sign, SIGN,
     )  # fmt: skip
     if TAIL:
         step(
-            out_ptr, momentum_ptr, momentum_out_ptr, tail, origin, tail_mask, g_tail, adv_tail,
+            out_ptr, momentum_ptr, momentum_out_ptr, tail, origin, tail_mask, grad_tail, adv_tail,
             image_tail, weight_tail, norm, eps, alpha, gain, decay, lo, hi, sign, SIGN,
         )  # fmt: skip
     if EDGED:
-        adv, image, weight = inputs(
-            adv_ptr, images_ptr, domain_ptr, edge, origin, first, edge_mask, background, b,
-            channels, pixels, CHANNELS_LAST,
-        )  # fmt: skip
         step(
-            out_ptr, momentum_ptr, momentum_out_ptr, edge, origin, edge_mask, g_edge, adv, image,
-            weight, norm, eps, alpha, gain, decay, lo, hi, sign, SIGN,
+            out_ptr, momentum_ptr, momentum_out_ptr, edge, origin, edge_mask, grad_edge, adv_edge,
+            image_edge, weight_edge, norm, eps, alpha, gain, decay, lo, hi, sign, SIGN,
         )  # fmt: skip
 
 
@@ -292,20 +285,18 @@ def update_part(
     for i in range(blocks):
         at = (part * blocks + i) * BLOCK + lane
         mask = at // GROUP < groups
-        grad = tl.load(grad_ptr + origin + at, mask=mask, other=0.0)
-        adv, image, weight = inputs(
-            adv_ptr, images_ptr, domain_ptr, at, origin, first, mask, background, b, channels,
-            pixels, CHANNELS_LAST,
+        grad, adv, image, weight = inputs(
+            grad_ptr, adv_ptr, images_ptr, domain_ptr, at, origin, first, mask, background, b,
+            channels, pixels, CHANNELS_LAST,
         )  # fmt: skip
         step(
             out_ptr, momentum_ptr, momentum_out_ptr, at, origin, mask, grad, adv, image, weight,
             norm, eps, alpha, gain, decay, lo, hi, sign, SIGN,
         )  # fmt: skip
     if EDGED:
-        grad = tl.load(grad_ptr + origin + places, mask=exist, other=0.0)
-        adv, image, weight = inputs(
-            adv_ptr, images_ptr, domain_ptr, places, origin, first, exist, background, b, channels,
-            pixels, CHANNELS_LAST,
+        grad, adv, image, weight = inputs(
+            grad_ptr, adv_ptr, images_ptr, domain_ptr, places, origin, first, exist, background, b,
+            channels, pixels, CHANNELS_LAST,
         )  # fmt: skip
         step(
             out_ptr, momentum_ptr, momentum_out_ptr, places, origin, exist, grad, adv, image,
