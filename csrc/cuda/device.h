@@ -31,20 +31,29 @@ class OnDevice {
   bool changed_ = false;
 };
 
-// Launch a kernel on `blocks` blocks, of which every `ranks` form a cluster.
+// What a kernel runs on: `blocks` blocks, of which every `ranks` form a cluster.
+struct Grid {
+  int64_t blocks, threads, ranks, shared;  // `shared` bytes of dynamic shared memory a block
+  cudaStream_t on;
+};
+
 template <class... Parameters, class... Arguments>
-void launch_kernel(void (*kernel)(Parameters...), int64_t blocks, int64_t threads, cudaStream_t on,
-                   int ranks, Arguments... arguments) {
+void launch_kernel(void (*kernel)(Parameters...), const Grid& grid, Arguments... arguments) {
+  constexpr int64_t kUnasked = 48 << 10;  // bytes of shared memory that every kernel may have
+  if (grid.shared > kUnasked)
+    check(cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
+                               cudaFuncAttributeMaxDynamicSharedMemorySize, int(grid.shared)));
   cudaLaunchAttribute cluster{};
   cluster.id = cudaLaunchAttributeClusterDimension;
-  cluster.val.clusterDim.x = unsigned(ranks);
+  cluster.val.clusterDim.x = unsigned(grid.ranks);
   cluster.val.clusterDim.y = cluster.val.clusterDim.z = 1;
   cudaLaunchConfig_t config{};
-  config.gridDim = dim3(unsigned(blocks));
-  config.blockDim = dim3(unsigned(threads));
-  config.stream = on;
+  config.gridDim = dim3(unsigned(grid.blocks));
+  config.blockDim = dim3(unsigned(grid.threads));
+  config.dynamicSmemBytes = size_t(grid.shared);
+  config.stream = grid.on;
   config.attrs = &cluster;
-  config.numAttrs = ranks > 1 ? 1 : 0;
+  config.numAttrs = grid.ranks > 1 ? 1 : 0;
   check(cudaLaunchKernelEx(&config, kernel, Parameters(arguments)...));
 }
 

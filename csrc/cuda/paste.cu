@@ -1,35 +1,65 @@
-// Tiles with crops pasted in: a thread a unit of up to 16 bytes, so that loads and stores are wide
-// wherever a pixel's channels fill them.
+// Tiles with crops pasted in. A block takes a piece of one tile, so that all but the place inside it
+// is worked out once; a thread a few units of up to 16 bytes, all on their way before the first is
+// written.
 #include "../paste.h"
 #include "device.h"
+#include "divide.cuh"
 #include "launch.h"
 
 namespace sdsgsm::cuda {
 namespace {
 
-constexpr int kThreads = 256;
+constexpr unsigned kThreads = 256;
+constexpr unsigned kUnits = 4;  // of a thread
 
-// `call.channels` counts units; the sizes of the tiles are less than 2^31 units.
+// What follows from a call for all its blocks. `call.channels` counts units.
+struct Job {
+  PasteCall call;
+  Divider channels, width;
+  uint32_t size, pieces;  // units of a tile, blocks of it
+};
+
+// One axis of a block's tile, and what of it is the map's.
+struct Axis {
+  int start, from, to, size;
+
+  __device__ __forceinline__ bool inside(int at) const { return at >= 0 && at < size; }
+  __device__ __forceinline__ bool pasted(int at) const { return at >= from && at < to; }
+};
+
+__device__ __forceinline__ Axis axis_of(const Along& along, int64_t size) {
+  return {along.start, along.from, along.to, int(size)};
+}
+
 template <class Unit>
-__global__ void __launch_bounds__(kThreads) tiles_of(PasteCall call, Unit pad, int64_t total) {
-  const int64_t at = int64_t(blockIdx.x) * blockDim.x + threadIdx.x;
-  if (at >= total) return;
-  const uint32_t channels = uint32_t(call.channels), width = uint32_t(call.tile_w);
-  const uint32_t size = channels * width * uint32_t(call.tile_h);
-  const int64_t tile = at / size;
-  uint32_t inside = uint32_t(at % size);
-  const uint32_t c = inside % channels;
-  inside /= channels;
-  const Along row = call.rows[call.row[tile]], col = call.cols[call.col[tile]];
-  const int64_t y = row.start + int64_t(inside / width), x = col.start + int64_t(inside % width);
-  Unit value = pad;
-  if (y >= 0 && y < call.map_h && x >= 0 && x < call.map_w) {
-    if (call.crops && covers(row, y) && covers(col, x))
-      value = static_cast<const Unit*>(call.crops)[crop_index(call, tile, row, col, y, x) + c];
-    else
-      value = static_cast<const Unit*>(call.clean)[map_index(call, tile, y, x) + c];
+__global__ void __launch_bounds__(kThreads) tiles_of(Job job, Unit pad) {
+  const PasteCall& call = job.call;
+  const unsigned tile = blockIdx.x / job.pieces, piece = blockIdx.x % job.pieces;
+  const Axis row = axis_of(call.rows[call.row[tile]], call.map_h);
+  const Axis col = axis_of(call.cols[call.col[tile]], call.map_w);
+  const int width = int(call.map_w), crop_width = int(call.crop_w), channels = int(call.channels);
+  const Unit* clean = static_cast<const Unit*>(call.clean) + map_index(call, tile, 0, 0);
+  const Unit* crop = static_cast<const Unit*>(call.crops);
+  if (crop && !call.one_crop) crop += int64_t(tile) * call.crop_h * call.crop_w * channels;
+  Unit* out = static_cast<Unit*>(call.out) + int64_t(tile) * job.size;
+
+  const unsigned first = piece * blockDim.x * kUnits + threadIdx.x;
+  Unit value[kUnits];
+#pragma unroll
+  for (unsigned k = 0; k < kUnits; ++k) {
+    const uint32_t inside = first + k * blockDim.x;
+    if (inside >= job.size) continue;
+    const uint32_t pixel = job.channels.quotient(inside), line = job.width.quotient(pixel);
+    const int c = int(inside - pixel * job.channels.divisor);
+    const int y = row.start + int(line), x = col.start + int(pixel - line * job.width.divisor);
+    const bool pasted = crop && row.pasted(y) && col.pasted(x);
+    const Unit* from = pasted ? crop : clean;
+    const int at = pasted ? (y - row.from) * crop_width + x - col.from : y * width + x;
+    value[k] = row.inside(y) && col.inside(x) ? from[at * channels + c] : pad;
   }
-  static_cast<Unit*>(call.out)[at] = value;
+#pragma unroll
+  for (unsigned k = 0; k < kUnits; ++k)
+    if (first + k * blockDim.x < job.size) out[first + k * blockDim.x] = value[k];
 }
 
 template <class Unit, class T, class Wide>
@@ -41,11 +71,17 @@ void launch(PasteCall call, cudaStream_t on) {
   } pad;
   for (int64_t i = 0; i < per_unit; ++i) store(&pad.values[i], Wide(call.pad));
   call.channels /= per_unit;
-  const int64_t size = call.tile_h * call.tile_w * call.channels, total = call.tiles * size;
-  const int64_t blocks = (total + kThreads - 1) / kThreads;
-  if (size > INT32_MAX || blocks > INT32_MAX)
-    throw std::runtime_error("tiles: expected less than 2^31 values each, 2^39 in all");
-  launch_kernel(tiles_of<Unit>, blocks, kThreads, on, 1, call, pad.unit, total);
+  const int64_t size = call.tile_h * call.tile_w * call.channels;
+  if (!size || !call.tiles) return;
+  const int64_t warps = (size + 32 * kUnits - 1) / (32 * kUnits);
+  const int64_t threads = warps * 32 < kThreads ? warps * 32 : kThreads, each = threads * kUnits;
+  const int64_t pieces = (size + each - 1) / each, blocks = call.tiles * pieces;
+  const int64_t map = call.map_h * call.map_w * call.channels;
+  const int64_t crop = call.crop_h * call.crop_w * call.channels;
+  if (size > INT32_MAX || map > INT32_MAX || crop > INT32_MAX || blocks > INT32_MAX)
+    throw std::runtime_error("tiles: expected maps and tiles of less than 2^31 values, 2^39 in all");
+  const Job job{call, Divider(call.channels), Divider(call.tile_w), uint32_t(size), uint32_t(pieces)};
+  launch_kernel(tiles_of<Unit>, Grid{blocks, threads, 1, 0, on}, job, pad.unit);
 }
 
 template <class T, class Wide, class Element>

@@ -1,158 +1,245 @@
-// The update of a batch. One pass: an image's gradient stays in the registers of one block, or of a
-// cluster of blocks, between the reduction and the step. Two passes, for images beyond that: partial
-// reductions, then the step, which starts at the end of the batch, where the gradient is in L2.
+// The update of a batch. One pass: an image's gradient stays in the shared memory of one block, or of
+// a cluster of blocks, between the reduction and the step, and what the step needs first is on its
+// way meanwhile. Two passes, for images beyond that: partial reductions, then the step, which starts
+// at the end of the batch, where the gradient is in L2.
 #include <cooperative_groups.h>
 
 #include "device.h"
 #include "launch.h"
 #include "reduce.cuh"
+#include "shared.cuh"
 #include "step.cuh"
 
 namespace sdsgsm::cuda {
 namespace {
 
-constexpr int kThreads = 512;
-constexpr int kPartGroups = 2048;  // groups of a block of two passes, until kMostParts are reached
-constexpr int kMostParts = 256;    // blocks of an image; each adds the partial reductions of all
+constexpr unsigned kThreads = 256, kResident = 3;  // three blocks a multiprocessor hide latency
+constexpr unsigned kMostRanks = 8;                 // blocks of a portable cluster
+constexpr unsigned kPartGroups = 4096;  // groups of a block of two passes, until kMostParts
+constexpr unsigned kMostParts = 256;    // blocks of an image; each adds the partial reductions of all
 
-int64_t groups_of(int64_t values) { return (values + kGroup - 1) / kGroup; }
+// Groups whose inputs a thread has on their way at a time.
+template <class C>
+constexpr unsigned kAhead = sizeof(C) == 8 ? 1 : 3;
 
-// One pass over an image by `ranks` blocks, a cluster; a thread holds up to K groups.
-template <class I, class G, int K>
-__global__ void __launch_bounds__(kThreads, 1) one_pass(UpdateCall call, int ranks) {
-  __shared__ double shared[kThreads / kWarp];
-  __shared__ double of_block;
-  const int64_t n = call.channels * call.pixels, b = blockIdx.x / ranks;
-  const int rank = int(blockIdx.x % ranks);
-  const Extent e(b, n);
-  const int64_t thread = int64_t(rank) * blockDim.x + threadIdx.x;
-  const int64_t threads = int64_t(ranks) * blockDim.x;
-  if (call.active && !call.active[b]) return keep<float, I>(call, e, thread, threads);
+// A block's shared memory in one pass; the gradient's groups follow.
+struct alignas(16) Shared {
+  double of_warp[kThreads / kWarp], of_block[kMostRanks];
+  float inverse;
+};
+constexpr int64_t kSharedBytes = 76 << 10;  // of a block, so that three fit
+constexpr int64_t kMostGroups = (kSharedBytes - int64_t(sizeof(Shared))) / (kGroup * 4);
 
-  const G* grad = static_cast<const G*>(call.grad);
-  Group<float> g[K];
-  const int64_t edge = rank == 0 ? e.edge(int(threadIdx.x)) : -1;
-  const float g_edge = edge < 0 ? 0.0f : load(grad + edge);
-  double whole = reduced(call.normalize, double(g_edge));
-#pragma unroll
-  for (int k = 0; k < K; ++k) {
-    const int64_t group = k * threads + thread;
-    if (group < e.groups) g[k] = load_group<float>(grad + e.first + group * kGroup);
-  }
-#pragma unroll
-  for (int k = 0; k < K; ++k)
-    if (k * threads + thread < e.groups)
-      whole = joined(call.normalize, whole, reduced(call.normalize, g[k]));
-  if (call.normalize != Normalize::none) whole = over_block(call.normalize, whole, shared);
-#if __CUDA_ARCH__ >= 900
-  if (ranks > 1 && call.normalize != Normalize::none) {
-    const auto cluster = cooperative_groups::this_cluster();
-    if (threadIdx.x == 0) of_block = whole;
-    cluster.sync();
-    whole = *cluster.map_shared_rank(&of_block, 0);
-    for (int i = 1; i < ranks; ++i)
-      whole = joined(call.normalize, whole, *cluster.map_shared_rank(&of_block, i));
-    cluster.sync();  // no block leaves while another reads its memory
-  }
+// The reduction of an image from those of its cluster's blocks: each block gives its own to all. The
+// first barrier, which every thread has arrived at before, says that all blocks have begun.
+__device__ __forceinline__ double over_cluster(Normalize normalize, double whole, unsigned rank,
+                                               unsigned ranks, Shared& shared) {
+#if defined(CUDA_ON_CPU) || __CUDA_ARCH__ >= 900
+  const auto cluster = cooperative_groups::this_cluster();
+  cluster.barrier_wait();
+  if (threadIdx.x == 0)
+    for (unsigned i = 0; i < ranks; ++i)
+      *cluster.map_shared_rank(&shared.of_block[rank], int(i)) = whole;
+  cluster.sync();
+  whole = shared.of_block[0];
+  for (unsigned i = 1; i < ranks; ++i) whole = joined(normalize, whole, shared.of_block[i]);
 #else
-  (void)of_block;
-  if (ranks > 1) __trap();  // has_clusters() sees to it that this cannot be
+  __trap();  // has_clusters() sees to it that this cannot be
 #endif
+  return whole;
+}
 
-  const auto s = settings_of<float>(call, b, inverse_norm(call.normalize, whole, n));
+// Without the order of memory accesses that cooperative groups would ask for, and wait for.
+__device__ __forceinline__ void arrive_at_cluster() {
+#if defined(CUDA_ON_CPU)
+  cooperative_groups::this_cluster().barrier_arrive();
+#elif __CUDA_ARCH__ >= 900
+  asm volatile("barrier.cluster.arrive.relaxed.aligned;");
+#endif
+}
+
+// 1 / N of equation 5 for all threads, worked out by one.
+__device__ __forceinline__ float inverse_for_all(const Job& job, double whole, unsigned rank,
+                                                 unsigned ranks, Shared& shared) {
+  const Normalize normalize = job.call.normalize;
+  if (normalize == Normalize::none) return 1.0f;
+  whole = over_block(normalize, whole, shared.of_warp);
+  if (ranks > 1) whole = over_cluster(normalize, whole, rank, ranks, shared);
+  if (threadIdx.x == 0) shared.inverse = float(inverse_norm(normalize, whole, job.size));
+  __syncthreads();
+  return shared.inverse;
+}
+
+// One pass over an image by the blocks of a cluster.
+template <class I, class G>
+__global__ void __launch_bounds__(kThreads, kResident) one_pass(Job job) {
+  Shared& shared = *static_cast<Shared*>(shared_memory());
+  Packed<G>* held = reinterpret_cast<Packed<G>*>(&shared + 1);
+  constexpr unsigned kMany = kAhead<float>;
+  const UpdateCall& call = job.call;
+  const unsigned ranks = job.parts.divisor, b = job.parts.quotient(blockIdx.x);
+  const unsigned rank = blockIdx.x - b * ranks;
+  const Extent e(b, job.size);
+  const Image<float, I> at(call, b, e.start);
+  if (call.active && !call.active[b])
+    return keep(at, e.size, rank * blockDim.x + threadIdx.x, ranks * blockDim.x);
+  if (ranks > 1 && call.normalize != Normalize::none) arrive_at_cluster();
+
+  const G* grad = static_cast<const G*>(call.grad) + e.start;
+  const Part part(e, rank, job.each);
+  const unsigned mine = part.from + threadIdx.x, stride = blockDim.x;
+  Packed<G> g[kMany];
+  Inputs<float, I> inputs[kMany];
+  const auto read_grad = [&](unsigned from) {
 #pragma unroll
-  for (int k = 0; k < K; ++k) {
-    const int64_t group = k * threads + thread, place = e.first + group * kGroup;
-    if (group < e.groups) step_group<float, I>(call, s, b, place, uint32_t(place - e.start), g[k]);
+    for (unsigned k = 0; k < kMany; ++k)
+      if (from + k * stride < part.to) g[k] = load_packed(grad + e.place(from + k * stride));
+  };
+  const auto read_inputs = [&](unsigned from) {
+#pragma unroll
+    for (unsigned k = 0; k < kMany; ++k)
+      if (from + k * stride < part.to) inputs[k].read(job, at, e.place(from + k * stride));
+  };
+
+  read_grad(mine);
+  const uint32_t edge = rank == 0 ? e.edge(threadIdx.x) : e.size;
+  const float g_edge = edge < e.size ? load(grad + edge) : 0.0f;
+  read_inputs(mine);
+  double whole = with_value(call.normalize, 0.0, g_edge);
+  for (unsigned from = mine; from < part.to;) {
+#pragma unroll
+    for (unsigned k = 0; k < kMany; ++k)
+      if (from + k * stride < part.to) {
+        held[from + k * stride - part.from] = g[k];
+        whole = with_group(call.normalize, whole, unpacked<float, G>(g[k]));
+      }
+    from += kMany * stride;
+    read_grad(from);
   }
-  if (edge >= 0) step_value<float, I>(call, s, b, edge, uint32_t(edge - e.start), g_edge);
+
+  // Not sooner: registers are full of inputs until the loop below.
+  const auto s = settings_of<float>(call, b, inverse_for_all(job, whole, rank, ranks, shared));
+  for (unsigned from = mine; from < part.to;) {
+#pragma unroll
+    for (unsigned k = 0; k < kMany; ++k)
+      if (from + k * stride < part.to)
+        step_group(at, s, e.place(from + k * stride), inputs[k],
+                   unpacked<float, G>(held[from + k * stride - part.from]));
+    from += kMany * stride;
+    read_inputs(from);
+  }
+  if (edge < e.size) step_value(job, at, s, edge, g_edge);
 }
 
 // Partial reduction of one of an image's parts. The blocks are those of image 0, then of image 1, …
 template <class C, class G>
-__global__ void __launch_bounds__(kThreads, 1) reduce_part(UpdateCall call, unsigned parts,
-                                                           double* partial) {
-  __shared__ double shared[kThreads / kWarp];
-  const int64_t n = call.channels * call.pixels, b = blockIdx.x / parts, part = blockIdx.x % parts;
-  const Extent e(b, n);
-  const G* grad = static_cast<const G*>(call.grad);
-  const int64_t size = (e.groups + parts - 1) / parts, from = part * size;
-  const int64_t to = smaller(from + size, e.groups);
+__global__ void __launch_bounds__(kThreads, kResident) reduce_part(Job job, double* partial) {
+  constexpr unsigned kMany = 4;
+  const Normalize normalize = job.call.normalize;
+  const unsigned b = job.parts.quotient(blockIdx.x), index = job.parts.remainder(blockIdx.x);
+  const Extent e(b, job.size);
+  const G* grad = static_cast<const G*>(job.call.grad) + e.start;
+  const Part part(e, index, job.each);
   double whole = 0.0;
-  for (int64_t group = from + threadIdx.x; group < to; group += blockDim.x) {
-    const Group<C> g = load_group<C>(grad + e.first + group * kGroup);
-    whole = joined(call.normalize, whole, reduced(call.normalize, g));
+  for (unsigned from = part.from + threadIdx.x; from < part.to; from += kMany * blockDim.x) {
+    Packed<G> g[kMany];
+#pragma unroll
+    for (unsigned k = 0; k < kMany; ++k)
+      if (from + k * blockDim.x < part.to) g[k] = load_packed(grad + e.place(from + k * blockDim.x));
+#pragma unroll
+    for (unsigned k = 0; k < kMany; ++k)
+      if (from + k * blockDim.x < part.to)
+        whole = with_group(normalize, whole, unpacked<C, G>(g[k]));
   }
-  const int64_t edge = part == 0 ? e.edge(int(threadIdx.x)) : -1;
-  if (edge >= 0)
-    whole = joined(call.normalize, whole, reduced(call.normalize, double(load(grad + edge))));
-  whole = over_block(call.normalize, whole, shared);
+  const uint32_t edge = index == 0 ? e.edge(threadIdx.x) : e.size;
+  if (edge < e.size) whole = with_value(normalize, whole, load(grad + edge));
+  whole = over_block(normalize, whole, static_cast<double*>(shared_memory()));
   if (threadIdx.x == 0) partial[blockIdx.x] = whole;
+}
+
+// The reduction of an image from those of its parts, by a warp.
+__device__ __forceinline__ double over_parts(Normalize normalize, const double* partial,
+                                             unsigned parts) {
+  double whole = 0.0;
+  if (normalize == Normalize::none) return whole;
+  for (unsigned i = threadIdx.x; i < parts; i += kWarp) whole = joined(normalize, whole, partial[i]);
+  return over_lanes(normalize, whole, kWarp);
 }
 
 // The step of the same part, the blocks in the reverse order.
 template <class C, class I, class G>
-__global__ void __launch_bounds__(kThreads, 1) step_part(UpdateCall call, unsigned parts,
-                                                         const double* partial) {
-  const unsigned block = gridDim.x - 1 - blockIdx.x;
-  const int64_t n = call.channels * call.pixels, b = block / parts, part = block % parts;
-  const Extent e(b, n);
-  const int64_t thread = part * blockDim.x + threadIdx.x;
+__global__ void __launch_bounds__(kThreads, kResident) step_part(Job job, const double* partial) {
+  constexpr unsigned kMany = kAhead<C> == 1 ? 1 : 2;
+  const UpdateCall& call = job.call;
+  const unsigned block = gridDim.x - 1 - blockIdx.x, parts = job.parts.divisor;
+  const unsigned b = job.parts.quotient(block), index = job.parts.remainder(block);
+  const Extent e(b, job.size);
+  const Image<C, I> at(call, b, e.start);
   if (call.active && !call.active[b])
-    return keep<C, I>(call, e, thread, int64_t(parts) * blockDim.x);
-  double whole = 0.0;
-  if (call.normalize != Normalize::none)
-    for (unsigned i = 0; i < parts; ++i)
-      whole = joined(call.normalize, whole, partial[b * parts + i]);
-  const auto s = settings_of<C>(call, b, inverse_norm(call.normalize, whole, n));
-  const G* grad = static_cast<const G*>(call.grad);
-  const int64_t size = (e.groups + parts - 1) / parts, from = part * size;
-  const int64_t to = smaller(from + size, e.groups);
-  for (int64_t group = from + threadIdx.x; group < to; group += blockDim.x) {
-    const int64_t place = e.first + group * kGroup;
-    step_group<C, I>(call, s, b, place, uint32_t(place - e.start), load_group<C>(grad + place));
+    return keep(at, e.size, index * blockDim.x + threadIdx.x, parts * blockDim.x);
+  double* inverse = static_cast<double*>(shared_memory());
+  auto s = settings_of<C>(call, b, 0.0);
+  if (threadIdx.x < kWarp) {
+    const double whole = over_parts(call.normalize, partial + b * parts, parts);
+    if (threadIdx.x == 0) *inverse = inverse_norm(call.normalize, whole, job.size);
   }
-  const int64_t edge = part == 0 ? e.edge(int(threadIdx.x)) : -1;
-  if (edge >= 0) step_value<C, I>(call, s, b, edge, uint32_t(edge - e.start), C(load(grad + edge)));
+  __syncthreads();
+  s.inverse_norm = C(*inverse);
+  const G* grad = static_cast<const G*>(call.grad) + e.start;
+  const Part part(e, index, job.each);
+  for (unsigned from = part.from + threadIdx.x; from < part.to; from += kMany * blockDim.x) {
+    Packed<G> g[kMany];
+    Inputs<C, I> inputs[kMany];
+#pragma unroll
+    for (unsigned k = 0; k < kMany; ++k)
+      if (from + k * blockDim.x < part.to) {
+        const uint32_t place = e.place(from + k * blockDim.x);
+        g[k] = load_packed(grad + place);
+        inputs[k].read(job, at, place);
+      }
+#pragma unroll
+    for (unsigned k = 0; k < kMany; ++k)
+      if (from + k * blockDim.x < part.to)
+        step_group(at, s, e.place(from + k * blockDim.x), inputs[k], unpacked<C, G>(g[k]));
+  }
+  const uint32_t edge = index == 0 ? e.edge(threadIdx.x) : e.size;
+  if (edge < e.size) step_value(job, at, s, edge, C(load(grad + edge)));
 }
 
 // How an image of so many values is taken.
 struct Plan {
-  int ranks, groups_a_thread;  // of one pass; 0: two passes
-  unsigned threads, parts;
+  unsigned ranks;  // blocks of one pass; 0: two passes
+  unsigned parts;  // of two passes
+  unsigned threads;
 };
 
-// Ranks and groups a thread of one pass, the fewest first. Clusters of a power of two.
-constexpr int kOptions[][2] = {{1, 1}, {1, 2}, {2, 2}, {4, 2}, {8, 2}, {8, 5}};
-
+// Clusters of a power of two; no more threads than have work.
 Plan plan_of(int64_t values, DType image_type, bool clusters) {
   const int64_t groups = groups_of(values), parts = (groups + kPartGroups - 1) / kPartGroups;
-  const Plan two{0, 0, kThreads, unsigned(larger<int64_t>(smaller<int64_t>(parts, kMostParts), 1))};
-  if (image_type == DType::float64) return two;
-  for (const auto [ranks, each] : kOptions) {
-    const int64_t threads = (groups + ranks * each - 1) / (ranks * each);
-    if (threads <= kThreads && (ranks == 1 || clusters))
-      return {ranks, each, unsigned((threads + kWarp - 1) / kWarp * kWarp), 0};
-  }
-  return two;
+  const int64_t warps = (groups + kAhead<float> * kWarp - 1) / (kAhead<float> * kWarp);
+  const unsigned threads = unsigned(smaller<int64_t>(warps * kWarp, kThreads));
+  if (image_type != DType::float64)
+    for (unsigned ranks = 1; ranks <= (clusters ? kMostRanks : 1); ranks *= 2)
+      if (groups <= int64_t(ranks) * kMostGroups) return {ranks, 0, threads};
+  return {0, unsigned(larger<int64_t>(smaller<int64_t>(parts, kMostParts), 1)), kThreads};
 }
 
 template <class C, class I, class G>
 void launch_two_passes(const UpdateCall& call, const Plan& plan, double* scratch, cudaStream_t on) {
-  const int64_t blocks = call.batch * plan.parts;
+  const Job job(call, plan.parts);
+  const Grid grid{call.batch * plan.parts, plan.threads, 1, kThreads / kWarp * sizeof(double), on};
   if (call.normalize != Normalize::none)
-    launch_kernel(reduce_part<C, G>, blocks, plan.threads, on, 1, call, plan.parts, scratch);
-  launch_kernel(step_part<C, I, G>, blocks, plan.threads, on, 1, call, plan.parts, scratch);
+    launch_kernel(reduce_part<C, G>, grid, job, scratch);
+  launch_kernel(step_part<C, I, G>, grid, job, scratch);
 }
 
 template <class I, class G>
 void launch(const UpdateCall& call, const Plan& plan, double* scratch, cudaStream_t on) {
   if (!plan.ranks) return launch_two_passes<float, I, G>(call, plan, scratch, on);
-  const auto kernel = plan.groups_a_thread == 1   ? one_pass<I, G, 1>
-                      : plan.groups_a_thread == 2 ? one_pass<I, G, 2>
-                                                  : one_pass<I, G, 5>;
-  const int64_t blocks = call.batch * plan.ranks;
-  launch_kernel(kernel, blocks, plan.threads, on, plan.ranks, call, plan.ranks);
+  const Job job(call, plan.ranks);
+  const int64_t shared = int64_t(sizeof(Shared)) + job.each * int64_t(sizeof(Packed<G>));
+  const Grid grid{call.batch * plan.ranks, plan.threads, plan.ranks, shared, on};
+  launch_kernel(one_pass<I, G>, grid, job);
 }
 
 template <class I>

@@ -22,7 +22,7 @@ void launch(const WindowMeanCall& call, cudaStream_t on) {
   const int64_t total = call.batch * call.grid.height * call.grid.width;
   const int64_t blocks = (total + kThreads - 1) / kThreads;
   if (blocks > INT32_MAX) throw std::runtime_error("scores: expected maps of less than 2^39 pixels in all");
-  launch_kernel(means<T>, blocks, kThreads, on, 1, call, total);
+  launch_kernel(means<T>, Grid{blocks, kThreads, 1, 0, on}, call, total);
 }
 
 }  // namespace

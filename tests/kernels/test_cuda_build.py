@@ -79,6 +79,85 @@ def test_it_carries_code_for_today_and_ptx_for_newer_gpus(architectures: set[str
     assert "STG.E.128" in assembly
 
 
+Code = list[tuple[int, str]]  # addresses and instructions, without the padding
+
+
+def listing(arch: str) -> dict[str, Code]:
+    """The machine code of every kernel for one architecture, by mangled name."""
+    path = str(importlib.import_module("sdsgsm_fast._native_cuda").__file__)
+    triton = pytest.importorskip("triton")
+    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+    command = [tool, "-sass", "-arch", f"sm_{arch}", path]
+    output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    line = re.compile(r"^\s+/\*([0-9a-f]{4,})\*/\s+(.*?);", re.MULTILINE)
+    return {
+        part.split()[0]: [(int(a, 16), text) for a, text in line.findall(part) if "NOP" not in text]
+        for part in output.split("Function : ")[1:]
+    }
+
+
+def kernel(listed: dict[str, Code], name: str) -> Code:
+    (code,) = (code for key, code in listed.items() if re.search(name, key))
+    return code
+
+
+def loop_around(code: Code, mark: str) -> Code:
+    """The shortest loop with an instruction `mark` in it."""
+    found = []
+    for at, text in code:
+        target = re.search(r"BRA\S* (?:[!U]*P\w+, )?0x([0-9a-f]+)", text)
+        if target and int(target[1], 16) < at:
+            body = [x for x in code if int(target[1], 16) <= x[0] <= at]
+            found += [body] if any(mark in x for _, x in body) else []
+    return min(found, key=len)
+
+
+def number(code: Code, pattern: str) -> int:
+    return sum(bool(re.search(pattern, text)) for _, text in code)
+
+
+# What was counted, and about a seventh more: instructions of a kernel, and of the loop around the
+# mark, in which all alternatives count. Values: three groups of four in a thread of one_pass, two
+# in step_part, four groups in reduce_part, a unit of 16 bytes in copies_of, four units in tiles_of.
+COUNTS = {
+    "one_passIffE": (2750, "MUFU.EX2", 850),
+    "one_passIfNS_8BFloat16E": (2800, "MUFU.EX2", 850),
+    "reduce_partIffE": (560, "LDG.E.128", 235),
+    "step_partIfffE": (1820, "LDG.E.128", 550),
+    "copies_ofIffffLi4E": (730, "STG.E.128", 74),
+    "copies_ofIffNS_8BFloat16EfLi8E": (1120, "STG.E.128", 112),
+    "tiles_ofI5uint4E": (400, "", 0),
+    "tiles_ofIjE": (380, "", 0),
+}
+
+
+def test_instructions_are_few_and_accesses_wide(architectures: set[str]) -> None:
+    for arch in sorted(architectures & {"80", "90", "100"}):
+        listed = listing(arch)
+        for name, (most, mark, most_in_loop) in COUNTS.items():
+            code = kernel(listed, name)
+            assert len(code) <= most, (arch, name, len(code))
+            if mark:
+                loop = loop_around(code, mark)
+                assert len(loop) <= most_in_loop, (arch, name, len(loop))
+        check_widths(listed)
+
+
+def check_widths(listed: dict[str, Code]) -> None:
+    """Narrow accesses are those of edges and of domains that are not aligned, and of settings."""
+    one_pass = kernel(listed, "one_passIffE")
+    head = one_pass[: next(i for i, (_, text) in enumerate(one_pass) if "BAR.SYNC" in text)]
+    assert number(head, r"LDG\.E\.128") >= 12  # three groups of four streams before the norm is known
+    step = loop_around(one_pass, "MUFU.EX2")
+    assert number(step, r"STG\.E\.128") == 6  # adv and momentum of three groups
+    assert number(step, r"STG\.E desc") == 0
+    copies = loop_around(kernel(listed, "copies_ofIffffLi4E"), "STG.E.128")
+    assert number(copies, "STG") == 1
+    assert number(copies, "LDG") == 0
+    tiles = kernel(listed, "tiles_ofI5uint4E")
+    assert number(tiles, r"LDG\.E\.128") == number(tiles, r"STG\.E\.128") == 4
+
+
 def test_it_links_no_cuda_library() -> None:
     path = importlib.import_module("sdsgsm_fast._native_cuda").__file__
     linked = subprocess.run(["readelf", "-d", str(path)], capture_output=True, text=True).stdout

@@ -24,6 +24,7 @@ from torch import Tensor
 from updates import given, settings, ulp
 
 from sdsgsm_fast import ops
+from sdsgsm_fast.common.windows import Windows
 from sdsgsm_fast.kernels import native
 
 pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="g++ was not found")
@@ -119,19 +120,40 @@ def test_an_image_does_not_know_its_place() -> None:
         assert torch.equal(adv, adv[:1].expand_as(adv))
 
 
-@pytest.mark.parametrize("shape", [(2, 3, 75, 75), TWO_PASSES, (2, 3, 223, 221)], ids=str)
+@pytest.mark.parametrize("shape", [(2, 3, 81, 83), TWO_PASSES, (2, 3, 223, 221)], ids=str)
+@pytest.mark.parametrize("normalize", ops.NORMALIZE)
 def test_a_cluster_covers_an_image(
-    shape: tuple[int, ...], monkeypatch: pytest.MonkeyPatch, emulated: ModuleType
+    shape: tuple[int, ...], normalize: str, monkeypatch: pytest.MonkeyPatch, emulated: ModuleType
 ) -> None:
-    """Blocks of a cluster share an image; without a norm they need not meet."""
+    """Blocks of a cluster share an image, and each tells the others what it reduced."""
     values = math.prod(shape[1:])
     assert emulated.update_scratch(shape[0], values, 0, 0) > 0
     monkeypatch.setenv("CUDA_ON_CPU_CLUSTERS", "1")
     assert emulated.update_scratch(shape[0], values, 0, 0) == 0
     t = given(shape, torch.float32, torch.bfloat16)
-    (adv, v), (expected, expected_v) = both(t, normalize="none", decay=0.9)
+    t["active"][0] = False
+    (adv, v), (expected, expected_v) = both(t, normalize=normalize, decay=0.9)
     assert torch.allclose(adv, expected, atol=2e-6, rtol=0)
     assert torch.allclose(v, expected_v, atol=2e-5, rtol=2e-5)
+    again, _ = both(t, normalize=normalize, decay=0.9)
+    assert torch.equal(again[0], adv)
+
+
+def program(name: str, folder: Path, *arguments: str) -> str:
+    """What a program of `cuda_on_cpu` says."""
+    source = ROOT / "tests" / "cuda_on_cpu"
+    command = ["g++", "-std=c++17", "-O2", "-pthread", f"-I{source}", source / f"{name}.cpp", "-o", folder / name]
+    subprocess.run(command, check=True)
+    return subprocess.run([folder / name, *arguments], capture_output=True, text=True, check=True).stdout
+
+
+def test_tanh_is_within_two_ulp(tmp_path: Path) -> None:
+    """Whatever errors the approximations have, up to those that PTX documents; each 37th float."""
+    assert float(program("tanh_error", tmp_path, "37")) < 2.0
+
+
+def test_division_is_exact(tmp_path: Path) -> None:
+    assert program("division", tmp_path) == ""
 
 
 @pytest.mark.parametrize("shape", [(3, 3, 9, 7), (2, 3, 16, 16), TWO_PASSES], ids=str)
@@ -170,6 +192,29 @@ def test_occlude_agrees(dtype: torch.dtype, out: torch.dtype, last: bool) -> Non
     assert torch.allclose(found.double(), expected.double(), atol=tolerance, rtol=0)
 
 
+@pytest.mark.parametrize("shape", [(2, 3, 8, 16), (1, 3, 24, 36), (3, 2, 6, 12), (1, 1, 5, 8)], ids=str)
+@pytest.mark.parametrize("out", FLOATS, ids=str)
+@pytest.mark.parametrize("last", [False, True])
+def test_occlude_in_wide_units_has_the_same_bits(shape: tuple[int, ...], out: torch.dtype, last: bool) -> None:
+    """Sizes that whole units fill, rows of pixels that end inside of one; several blocks a copy."""
+    images = torch.rand(shape)
+    fill, std = [0.1, 0.7, 0.3][: shape[1]], [0.2, 0.3, 0.4][: shape[1]]
+    options = {"patch": (4, 5), "stride": (3, 2), "fill": fill, "mean": 0.4,
+               "std": std, "dtype": out, "channels_last": last}  # fmt: skip
+    windows = len(Windows.over(*shape[2:], (4, 5), (3, 2)))
+    for first, count in ((0, windows), (1, 1), (windows // 2, windows - windows // 2)):
+        found, expected = (ops.occlude(images, first, count, **options, backend=b) for b in ("native", "reference"))
+        assert torch.equal(found, expected)
+
+
+def test_many_copies_are_written_in_runs() -> None:
+    """More blocks than a GPU needs: each takes several copies, the last run fewer."""
+    images = torch.rand(33, 1, 15, 13)
+    options = {"patch": (2, 2), "stride": (1, 1), "mean": 0.4, "std": 0.3}
+    found, expected = (ops.occlude(images, 3, 163, **options, backend=b) for b in ("native", "reference"))
+    assert torch.equal(found, expected)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 def test_window_mean_has_the_same_bits(dtype: torch.dtype) -> None:
     scores = torch.randn(3, 4, 5, dtype=dtype)
@@ -185,3 +230,9 @@ def test_window_mean_has_the_same_bits(dtype: torch.dtype) -> None:
 def test_paste_has_the_same_bits(size: Any, crops: str, dtype: torch.dtype) -> None:
     c = case(size, dtype, crops=crops)
     assert torch.equal(ops.paste(**c, pad=-math.inf, backend="native"), by_hand(c, -math.inf))
+
+
+@pytest.mark.parametrize("channels", [3, 64])
+def test_a_large_tile_takes_several_blocks(channels: int) -> None:
+    c = case((channels, (40, 37), (9, 11), (33, 35)), torch.float32, count=3)
+    assert torch.equal(ops.paste(**c, pad=0.25, backend="native"), by_hand(c, 0.25))

@@ -1,7 +1,8 @@
 """Compile the Triton kernels ahead of time, without a GPU, and print what came out as JSON.
 
 Run without TRITON_INTERPRET. One entry a kernel, size, gradient dtype and architecture: registers
-and stack bytes of ptxas's report, and the 16-byte loads and stores in the machine code.
+and stack bytes of ptxas's report, and the instructions and 16-byte loads and stores in the machine code;
+of the loads also those before the first barrier.
 """
 
 from __future__ import annotations
@@ -76,12 +77,16 @@ def compiled(fn: Any, size: int, grad: str, arch: int, warps: int, **constants: 
             for tool, option in (("nvdisasm", "-c"), ("cuobjdump", "--dump-resource-usage"))
         )
     registers, stack = re.search(r"REG:(\d+) STACK:(\d+)", usage).groups()
+    load_16 = r"LDG\.E\.(?:\w+\.)*128"
+    before_barrier = code.split("BAR.SYNC")[0]
     return {
         "kernel": fn.__name__, "size": size, "grad": grad, "arch": arch,
         "registers": int(registers), "stack": int(stack),
         "spills": len(re.findall(r"\b(?:STL|LDL)\b", code)),
-        "loads_16": len(re.findall(r"LDG\.E\.(?:\w+\.)*128", code)),
+        "loads_16": len(re.findall(load_16, code)),
+        "loads_16_ahead": len(re.findall(load_16, before_barrier)),
         "stores_16": len(re.findall(r"STG\.E\.(?:\w+\.)*128", code)),
+        "instructions": len(re.findall(r"^\s+/\*[0-9a-f]{4,}\*/\s+(?!NOP)", code, re.MULTILINE)),
     }  # fmt: skip
 
 
@@ -90,7 +95,9 @@ def main() -> None:
     for arch in (80, 90, 100):
         for grad in ("*fp32", "*bf16") if arch == 90 else ("*bf16",):
             for size in IMAGE_SIZES["one pass"]:
-                rows.append(compiled(update_kernel.update_image, size, grad, arch, 8, BLOCK=4096))
+                head, tail = update_kernel.blocks_of(size)
+                common = (size, grad, arch, update_kernel.warps(head + tail))
+                rows.append(compiled(update_kernel.update_image, *common, HEAD=head, TAIL=tail))
             for size in IMAGE_SIZES["two passes"]:
                 common = (size, grad, arch, update_kernel.warps(update_kernel.CHUNK))
                 rows.append(compiled(update_kernel.norm_part, *common, BLOCK=update_kernel.CHUNK))
