@@ -21,6 +21,7 @@ LAYERS = (
     ("attack",),
     ("presets",),
     ("data",),
+    ("runs",),
     ("cli",),
 )
 """From the bottom up; modules of one layer do not import each other unless they share a folder."""

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-import torch
 import typer
 from rich.console import Console
 from rich.table import Table
@@ -150,9 +149,7 @@ def _subject(
     known = mean_ is not None or std_ is not None
     classifier = Classifier(loaded.model.to(device), mean=mean_, std=std_, batch_size=common.get("batch_size"))
     classifier.check(images)
-    with classifier.frozen():
-        predicted = torch.cat([classifier.logits(part).argmax(1) for part in torch.split(images, 64)])
-    accuracy = mean((predicted == labels).double())
+    accuracy = mean((classifier.predicted(images) == labels).double())
     lines = [
         f"{loaded.name} on {len(chosen)} of {sources.described(found)}: clean accuracy {accuracy:.1%}",
         f"normalisation {origin}: mean {mean_ or 0}, std {std_ or 1}"

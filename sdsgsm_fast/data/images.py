@@ -152,6 +152,14 @@ class FileSet(ImageSet):
             raise ValueError("it is no regular file any more")
         return archive.extractfile(members[name])
 
+    def size_of(self, entry: Entry) -> int:
+        """Bytes of an image file."""
+        if self.archive is None:
+            return Path(entry.name).stat().st_size
+        with self._member(entry.name):
+            assert self._tar is not None
+            return self._tar[2][entry.name].size
+
     def _read(self, entry: Entry) -> npt.NDArray[np.uint8]:
         where = f"{self.name}: {one_line(entry.name)}"
         try:

@@ -18,6 +18,7 @@ from ..common.numerics import compute_dtype, normalised
 Model = Callable[[Tensor], Any]
 
 PRECISIONS = ("auto", "float32", "bfloat16")
+PREDICTED = 64  # images of a batch whose classes alone are asked for
 
 
 class SurrogateModel(Protocol):
@@ -99,6 +100,12 @@ class Classifier:
         owner = getattr(self.model, "__self__", self.model)
         return owner if isinstance(owner, nn.Module) else None
 
+    @property
+    def device(self) -> torch.device | None:
+        """Where the model's parameters are; None for one without."""
+        parameter = None if self.module is None else next(self.module.parameters(), None)
+        return None if parameter is None else parameter.device
+
     def check(self, images: Tensor) -> None:
         """Check a batch against the model's device and normalisation, without running it.
 
@@ -107,9 +114,8 @@ class Classifier:
         ValueError
             If the model lies on another device, or `mean` or `std` do not fit the channels.
         """
-        parameter = None if self.module is None else next(self.module.parameters(), None)
-        if parameter is not None and parameter.device != images.device:
-            raise ValueError(f"images: expected device {parameter.device} as the model, found {images.device}")
+        if self.device is not None and self.device != images.device:
+            raise ValueError(f"images: expected device {self.device} as the model, found {images.device}")
         checks.per_channel("mean", 0.0 if self.mean is None else self.mean, images.shape[1])
         checks.scale(1.0 if self.std is None else self.std, images.shape[1])
 
@@ -207,6 +213,12 @@ class Classifier:
         parts = torch.split(images, self.batch_size) if self.batch_size and len(images) else (images,)
         found = [self.forward(self.inputs(part), reduced=reduced) for part in parts]
         return torch.cat(found) if len(found) > 1 else found[0]
+
+    def predicted(self, images: Tensor) -> Tensor:
+        """Classes (B,) of images in their bounds, by the model as it is, held in eval mode; in small batches."""
+        with self.frozen():
+            parts = [self.logits(part).argmax(1) for part in torch.split(images, PREDICTED)]
+        return torch.cat(parts) if parts else torch.empty(0, dtype=torch.int64, device=images.device)
 
     def logits_and_leaf(self, images: Tensor, *, search: bool = False) -> tuple[Tensor, Tensor]:
         """Logits of images in their bounds and the leaf that `gradient` differentiates for."""
