@@ -17,6 +17,7 @@ try:
 
     from .compare_command import compare
     from .options import bars, check_backend, check_device, check_folder
+    from .run_commands import attack, verify
 except ModuleNotFoundError as error:
     sys.exit(f"sdsgsm: the package {error.name!r} is missing: pip install 'sdsgsm-fast[cli]'")
 
@@ -108,6 +109,8 @@ def demo(
     console.print(f"wrote table.json, table.md and figure.png to {out}")
 
 
+app.command()(attack)
+app.command()(verify)
 app.command()(compare)
 
 

@@ -24,16 +24,16 @@ class Manifest:
     configuration
         The attack's class and settings, and those of the run, as JSON has them.
     model, data
-        Name and digest of each.
+        Name and digest of each, and the data's number of images.
     total, shard_size
-        Images, and images of a shard.
+        Images of the set, evenly chosen from the data, and images of a shard.
     classes
         Names of the classes, or None.
     """
 
     configuration: dict[str, Any]
-    model: dict[str, str]
-    data: dict[str, str]
+    model: dict[str, Any]
+    data: dict[str, Any]
     total: int
     shard_size: int
     classes: list[str] | None = None
@@ -42,6 +42,11 @@ class Manifest:
     def shards(self) -> list[Shard]:
         """Its shards in their order."""
         return shards_of(self.total, self.shard_size)
+
+    def places(self, shard: Shard) -> list[int]:
+        """Places in the data of a shard's images: of every class, also where the data come class by class."""
+        source = int(self.data["images"])
+        return [i * source // self.total for i in range(shard.first, shard.stop)]
 
     def as_dict(self) -> dict[str, Any]:
         """Ready for JSON."""
@@ -89,7 +94,7 @@ def read_manifest(folder: Path) -> Manifest:
             dict(found["configuration"]), dict(found["model"]), dict(found["data"]),
             int(found["images"]), int(found["shard_size"]), found["classes"],
         )  # fmt: skip
-        if made.as_dict() != found or made.total < 0 or made.shard_size < 1:
+        if made.as_dict() != found or not 0 < made.total <= made.data["images"] or made.shard_size < 1:
             raise ValueError("it does not fit together")
     except FileNotFoundError as error:
         raise ValueError(f"{folder}: holds no {MANIFEST}") from error

@@ -62,7 +62,7 @@ def attack_dataset(
     out
         The folder: new, empty, or that of the same run.
     limit
-        The first images alone; None for all.
+        So many images, evenly chosen; None for all.
     shard_size
         Images of a shard; None for 1024, or fewer where those take more than 256 MB.
     keep
@@ -115,7 +115,7 @@ def _manifest(
     return Manifest(
         configuration={"attack": type(attack).__name__, **settings_of(attack), "keep": list(keep)},
         model={"name": model_name or type(model).__qualname__, "sha256": digests.model_digest(model)},
-        data={"name": data.name, "sha256": digests.data_digest(data)},
+        data={"name": data.name, "sha256": digests.data_digest(data), "images": len(data)},
         total=total, shard_size=shard_size, classes=None if data.classes is None else list(data.classes),
     )  # fmt: skip
 
@@ -175,7 +175,7 @@ def _make_shards(
             if not finished(folder, shard):
                 if stop.is_set():
                     raise RunStopped
-                content = serialized(*_made(attack, data, shard, keep))
+                content = serialized(*_made(attack, data, shard, manifest.places(shard), keep))
                 write_bytes(folder / shard.name, content)
                 note(folder, shard, content)
             if progress:
@@ -183,13 +183,13 @@ def _make_shards(
 
 
 def _made(
-    attack: Attack, data: ImageSet, shard: Shard, keep: tuple[str, ...]
+    attack: Attack, data: ImageSet, shard: Shard, places: list[int], keep: tuple[str, ...]
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Tensors of a shard, and what its file says of itself."""
-    images, labels = data.rows(range(shard.first, shard.stop))
+    images, labels = data.rows(places)
     device = attack.classifier.device or images.device
     images, labels = images.to(device), labels.to(device)
-    result = attack.run(images, labels, index=torch.arange(shard.first, shard.stop))
+    result = attack.run(images, labels, index=torch.tensor(places))
     reached = attack.classifier.predicted(result.adv)
     tensors = tensors_of(result, labels, reached, attack.levels, keep)
     return tensors, {"first": shard.first, "stop": shard.stop, "bounds": list(attack.bounds)}

@@ -101,8 +101,8 @@ def _check_shard(folder: Path, shard: Shard, manifest: Manifest, report: Report)
     if missing or any(len(value) != count for value in found.values()):
         report.problems.append(f"{shard.name}: expected {count} rows of every tensor, missing {sorted(missing)}")
         return
-    if found["index"].tolist() != list(range(shard.first, shard.stop)):
-        report.problems.append(f"{shard.name}: its images are not those from {shard.first} to {shard.stop - 1}")
+    if found["index"].tolist() != manifest.places(shard):
+        report.problems.append(f"{shard.name}: its images are not those that belong there")
     lo, hi = bounds_of(folder / shard.name)
     images = pixels(found["images"], (lo, hi))
     if not bool(((images >= lo) & (images <= hi)).all()):
@@ -120,7 +120,7 @@ def _check_data(adversarial: AdversarialSet, data: ImageSet, report: Report) -> 
     eps, levels = float(manifest.configuration["eps"]), manifest.configuration["levels"]
     for shard in manifest.shards:
         found = adversarial.read(shard.number)
-        clean, labels = data.rows(range(shard.first, shard.stop))
+        clean, labels = data.rows(manifest.places(shard))
         if not torch.equal(labels, found["labels"]):
             report.problems.append(f"{shard.name}: labels differ from the data's")
         worst = max(worst, float((found["images"] - clean).abs().max()))

@@ -204,6 +204,15 @@ def test_random_starts_are_drawn_for_places_in_the_data(net: Any, data: ArraySet
     torch.testing.assert_close(a, b, atol=1e-5, rtol=0)
 
 
+def test_a_limit_takes_images_of_the_whole_data_set(net: Any, data: ArraySet, tmp_path: Path) -> None:
+    attack = BIM(net, steps=2)
+    runs.attack_dataset(attack, data, tmp_path, shard_size=3, limit=7)
+    found = runs.load(tmp_path)
+    assert found.columns["index"].tolist() == [0, 3, 6, 9, 13, 16, 19]
+    assert found.columns["labels"].tolist() == data.labels[[0, 3, 6, 9, 13, 16, 19]].tolist()
+    assert runs.verify(tmp_path, classifier=Classifier(net), data=data).sound
+
+
 def test_verify_finds_every_byte(net: Any, data: ArraySet, tmp_path: Path) -> None:
     """A thousand changes of one byte anywhere in the set."""
     small = ArraySet("arrays", data.images[:4], data.labels[:4])
@@ -246,9 +255,10 @@ def test_a_full_disk_and_a_folder_without_permission(
             raise OSError(28, "No space left on device")
         write(handle)
 
-    with monkeypatch.context() as patch, pytest.raises(OSError, match="No space left"):
+    with monkeypatch.context() as patch:
         patch.setattr(files.os, "fsync", full)
-        attacked(net, data, tmp_path / "full")
+        with pytest.raises(OSError, match="No space left"):
+            attacked(net, data, tmp_path / "full")
     assert not list((tmp_path / "full").glob(".*.tmp")), "nothing half-written stays"
     attacked(net, data, tmp_path / "full")
     assert contents(tmp_path / "full") == contents(tmp_path / "whole")

@@ -1,0 +1,317 @@
+"""The commands `sdsgsm attack` and `sdsgsm verify`: a data set into a folder, and a folder read again."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from .. import presets, runs
+from ..attack import Attack
+from ..common.progress import Progress
+from ..data import images as sources
+from ..data import models
+from ..domains import Gradient, Occlusion
+from ..kernels import backends
+from ..model.classifier import Classifier
+from .options import bars, check_backend, check_device, numbers
+
+PRESETS: dict[str, Callable[..., Attack]] = {
+    name: kind for name, kind in vars(presets).items()
+    if isinstance(kind, type) and issubclass(kind, Attack) and kind not in (Attack, presets.Preset)
+}  # fmt: skip
+DOMAINS = ("occlusion", "gradient", "none")
+EVERY = 10.0  # seconds between lines where the output is piped
+
+Model = Annotated[
+    str,
+    typer.Option(help="photos, package.module:factory, file.py:factory, a TorchScript or torch.export file, "
+                      "timm:NAME, torchvision:NAME or hf:DIRECTORY."),
+]  # fmt: skip
+Weights = Annotated[Path | None, typer.Option(help=".safetensors, for a factory, timm or torchvision.")]
+Data = Annotated[
+    str,
+    typer.Option(help="photos, CIFAR in python format (folder or tar.gz), a folder a class or a tar of one, "
+                      ".npz or .safetensors."),
+]  # fmt: skip
+Split = Annotated[str, typer.Option(help="test or train, of CIFAR and of photos.")]
+Size = Annotated[int | None, typer.Option(min=1, help="Side to which image files are resized and cut.")]
+Device = Annotated[str, typer.Option(help="cpu, cuda or cuda:N.", callback=check_device)]
+Mean = Annotated[str | None, typer.Option(help="In place of the model's own: 0.5 or 0.4,0.5,0.6.")]
+Std = Annotated[str | None, typer.Option(help="The same; both go together.")]
+
+RUN, STEP, DOMAIN, COMPUTE = "The run", "The attack", "Its domain", "How it is computed"
+
+
+def attack(
+    out: Annotated[Path, typer.Option(help="Folder of the set: new, empty, or that of the same run.")],
+    model: Model = "photos",
+    weights: Weights = None,
+    data: Data = "photos",
+    split: Split = "test",
+    size: Size = None,
+    mean: Mean = None,
+    std: Std = None,
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="So many images, evenly chosen.", rich_help_panel=RUN)
+    ] = None,
+    shard_size: Annotated[
+        int | None,
+        typer.Option(min=1, help="Images of a shard; none: 1024, or 256 MB of them.", rich_help_panel=RUN),
+    ] = None,
+    keep_domain: Annotated[
+        bool, typer.Option("--keep-domain", help="Store the domains, too.", rich_help_panel=RUN)
+    ] = False,
+    keep_scores: Annotated[
+        bool, typer.Option("--keep-scores", help="Store occlusion's scores, too.", rich_help_panel=RUN)
+    ] = False,
+    quiet: Annotated[
+        bool, typer.Option("--quiet", help="Say nothing but errors.", rich_help_panel=RUN)
+    ] = False,
+    preset: Annotated[
+        str, typer.Option("--attack", help=f"{', '.join(PRESETS)}.", rich_help_panel=STEP)
+    ] = "SDSGSM",
+    eps: Annotated[
+        float, typer.Option(min=0, max=255, help="ε, in units of 1/255.", rich_help_panel=STEP)
+    ] = 8.0,
+    alpha: Annotated[
+        float | None,
+        typer.Option(min=0, max=255, help="α, in units of 1/255; none: the attack's own.", rich_help_panel=STEP),
+    ] = None,
+    steps: Annotated[
+        int | None, typer.Option(min=1, help="Largest number of updates.", rich_help_panel=STEP)
+    ] = None,
+    gain: Annotated[
+        float | None, typer.Option(help="κ, the slope of the tanh; inf: the sign.", rich_help_panel=STEP)
+    ] = None,
+    decay: Annotated[float | None, typer.Option(help="μ, of the momentum.", rich_help_panel=STEP)] = None,
+    normalize: Annotated[
+        str | None, typer.Option(help="mean_abs, max_abs, rms or none.", rich_help_panel=STEP)
+    ] = None,
+    loss: Annotated[str | None, typer.Option(help="ce, margin, dlr or jitter.", rich_help_panel=STEP)] = None,
+    random_start: Annotated[
+        bool | None,
+        typer.Option("--random-start/--no-random-start", help="Start anywhere within ε.", rich_help_panel=STEP),
+    ] = None,
+    restarts: Annotated[
+        int | None, typer.Option(min=1, help="Attempts, each from another start.", rich_help_panel=STEP)
+    ] = None,
+    early_stop: Annotated[
+        bool | None,
+        typer.Option("--early-stop/--no-early-stop", help="Stop once fooled.", rich_help_panel=STEP),
+    ] = None,
+    growth: Annotated[
+        float | None, typer.Option(help="γ, by which α grows with each update.", rich_help_panel=STEP)
+    ] = None,
+    refine: Annotated[
+        int | None, typer.Option(min=0, help="Passes that look for a smaller ℓ2.", rich_help_panel=STEP)
+    ] = None,
+    levels: Annotated[
+        int | None,
+        typer.Option(min=2, help="256: results lie on 8-bit values and are judged there.", rich_help_panel=STEP),
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of whatever is drawn.", rich_help_panel=STEP)] = 0,
+    domain: Annotated[
+        str | None,
+        typer.Option(help=f"{', '.join(DOMAINS)}; the attack's own if not given.", rich_help_panel=DOMAIN),
+    ] = None,
+    patch: Annotated[int | None, typer.Option(min=1, help="Side of a window.", rich_help_panel=DOMAIN)] = None,
+    stride: Annotated[int | None, typer.Option(min=1, help="Between windows.", rich_help_panel=DOMAIN)] = None,
+    score: Annotated[
+        str | None, typer.Option(help="prob, log_prob, logit or margin.", rich_help_panel=DOMAIN)
+    ] = None,
+    fill: Annotated[
+        str | None, typer.Option(help="A value, one a channel, mean or blur.", rich_help_panel=DOMAIN)
+    ] = None,
+    rule: Annotated[
+        str | None, typer.Option(help="top, threshold, flip or soft.", rich_help_panel=DOMAIN)
+    ] = None,
+    coverage: Annotated[
+        float | None, typer.Option(min=0, max=1, help="Share of the pixels, rule top.", rich_help_panel=DOMAIN)
+    ] = None,
+    threshold: Annotated[
+        float | None, typer.Option(help="Share of the largest score, rule threshold.", rich_help_panel=DOMAIN)
+    ] = None,
+    background: Annotated[
+        float | None,
+        typer.Option(min=0, max=1, help="β, what pixels outside get of ε and α.", rich_help_panel=DOMAIN),
+    ] = None,
+    relax: Annotated[
+        str | None,
+        typer.Option(help="Share of the steps after which β is 1; none: never.", rich_help_panel=DOMAIN),
+    ] = None,
+    batch_size: Annotated[
+        int | None, typer.Option(min=1, help="Images at once.", rich_help_panel=COMPUTE)
+    ] = None,
+    device: Device = "cpu",
+    precision: Annotated[
+        str, typer.Option(help="auto, float32 or bfloat16.", rich_help_panel=COMPUTE)
+    ] = "auto",
+    backend: Annotated[
+        str,
+        typer.Option(help=f"{', '.join(backends.NAMES)}.", callback=check_backend, rich_help_panel=COMPUTE),
+    ] = "auto",
+    max_memory: Annotated[
+        int | None, typer.Option(min=1, help="Bytes of scratch space of occlusion.", rich_help_panel=COMPUTE)
+    ] = None,
+    cuda_graphs: Annotated[
+        bool | None,
+        typer.Option("--cuda-graphs/--no-cuda-graphs", help="Record passes on a GPU.", rich_help_panel=COMPUTE),
+    ] = None,
+) -> None:  # fmt: skip
+    """Attack a data set into a folder; the same command again goes on where it was stopped."""
+    if preset not in PRESETS:
+        raise typer.BadParameter(f"{preset!r} is not one of {', '.join(PRESETS)}", param_hint="--attack")
+    chosen = {
+        "steps": steps, "gain": gain, "decay": decay, "normalize": normalize, "loss": loss,
+        "random_start": random_start, "restarts": restarts, "early_stop": early_stop, "growth": growth,
+        "refine": refine, "background": background,
+    }  # fmt: skip
+    settings: dict[str, Any] = {name: value for name, value in chosen.items() if value is not None}
+    settings |= {"eps": eps / 255, "seed": seed, "levels": levels, "precision": precision, "backend": backend}
+    settings |= {"batch_size": batch_size, "max_memory": max_memory, "cuda_graphs": cuda_graphs}
+    settings |= {} if alpha is None else {"alpha": alpha / 255}
+    settings |= {} if relax is None else {"relax": None if relax == "none" else _number("--relax", relax)}
+    windows = {"patch": patch, "stride": stride, "score": score, "fill": _fill(fill)}
+    cut = {"rule": rule, "coverage": coverage, "threshold": threshold}
+    settings |= _domain(domain, _given(windows), _given(cut))
+    loaded, found = _loaded(model, weights, mean, std, device), sources.load(data, split=split, size=size)
+    made = PRESETS[preset](loaded.model, mean=loaded.mean, std=loaded.std, **settings)
+    keep = tuple(name for name, wanted in (("domain", keep_domain), ("scores", keep_scores)) if wanted)
+    console = Console(soft_wrap=True, highlight=False, quiet=quiet)
+    console.print(f"{preset} on {loaded.name}, {sources.described(found)}, into {out}")
+    start = time.monotonic()
+    try:
+        with bars(console) as bar_of:
+            summary = runs.attack_dataset(
+                made, found, out, limit=limit, shard_size=shard_size, keep=keep, model_name=loaded.name,
+                progress=_told(console, bar_of, start),
+            )  # fmt: skip
+    except runs.RunStopped:
+        typer.echo("sdsgsm: stopped after a shard; the same command again goes on", err=True)
+        raise typer.Exit(130) from None
+    console.print(_described(summary))
+
+
+def verify(
+    folder: Annotated[Path, typer.Argument(help="A folder that sdsgsm attack has made.")],
+    model: Annotated[
+        str | None, typer.Option(help="The model that was attacked: verdicts are taken again.")
+    ] = None,
+    weights: Weights = None,
+    data: Annotated[str | None, typer.Option(help="The clean images: distances are compared.")] = None,
+    split: Split = "test",
+    size: Size = None,
+    mean: Mean = None,
+    std: Std = None,
+    device: Device = "cpu",
+) -> None:  # fmt: skip
+    """Read a set again: every byte, every verdict; the exit status is 1 if something is wrong."""
+    classifier = None
+    if model is not None:
+        loaded = _loaded(model, weights, mean, std, device)
+        classifier = Classifier(loaded.model, mean=loaded.mean, std=loaded.std)
+    found = None if data is None else sources.load(data, split=split, size=size)
+    report = runs.verify(folder, classifier=classifier, data=found)
+    for line in report.checked:
+        typer.echo(f"checked {line}")
+    for line in report.problems:
+        typer.echo(f"problem: {line}")
+    typer.echo(f"{folder}: {'sound' if report.sound else 'not sound'}")
+    if not report.sound:
+        raise typer.Exit(1)
+
+
+def _loaded(model: str, weights: Path | None, mean: str | None, std: str | None, device: str) -> models.LoadedModel:
+    """The model on its device, with the normalisation that was asked for."""
+    loaded = models.load(model, weights=weights)
+    given = (numbers("--mean", mean), numbers("--std", std))
+    if (given[0] is None) != (given[1] is None):
+        raise typer.BadParameter("expected --mean and --std together", param_hint="--mean")
+    own = (loaded.mean, loaded.std) if given[0] is None else given
+    return models.LoadedModel(loaded.name, loaded.model.to(device), loaded.classes, *own, loaded.size)
+
+
+def _given(values: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def _number(option: str, text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise typer.BadParameter(f"expected a number or none, found {text!r}", param_hint=option) from None
+
+
+def _fill(text: str | None) -> Any:
+    if text is None or text in ("mean", "blur"):
+        return text
+    values = numbers("--fill", text)
+    return values if values is None or len(values) > 1 else values[0]
+
+
+def _domain(name: str | None, windows: dict[str, Any], cut: dict[str, Any]) -> dict[str, Any]:
+    """The setting "domain"; nothing where the attack's own is wanted.
+
+    Raises
+    ------
+    typer.BadParameter
+        If windows or a cut are given where there are none.
+    """
+    if name not in (None, *DOMAINS):
+        raise typer.BadParameter(f"{name!r} is not one of {', '.join(DOMAINS)}", param_hint="--domain")
+    if name is None and not windows and not cut:
+        return {}
+    if name == "none" and (windows or cut):
+        raise typer.BadParameter(f"none goes without --{next(iter(windows | cut))}", param_hint="--domain")
+    if name == "gradient" and windows:
+        raise typer.BadParameter(f"gradient has no windows: --{next(iter(windows))}", param_hint="--domain")
+    if name == "none":
+        return {"domain": None}
+    return {"domain": Gradient(**cut) if name == "gradient" else Occlusion(**windows, **cut)}
+
+
+def _told(console: Console, bar_of: Callable[[str], Progress], start: float) -> Progress:
+    """A bar with its rate on a terminal; lines now and then where the output is piped."""
+    bar, last, before = bar_of("attack"), [start], [-1]
+
+    def told(stage: str, done: int, total: int) -> None:
+        taken = time.monotonic() - start
+        if taken < 1 or before[0] < 0:
+            before[0] = done if taken < 1 else 0  # shards that were there already
+        rate = (done - before[0]) / max(1e-9, taken)
+        speed = f", {rate:.1f} a second, {_time((total - done) / rate)} left" if rate > 0 else ""
+        bar(speed.removeprefix(", "), done, total)
+        if not console.is_terminal and (done == total or time.monotonic() - last[0] > EVERY):
+            last[0] = time.monotonic()
+            console.print(f"{done}/{total} images{speed}")
+
+    return told
+
+
+def _time(seconds: float) -> str:
+    return (
+        f"{seconds:.0f} s"
+        if seconds < 100
+        else f"{seconds / 60:.0f} min"
+        if seconds < 6000
+        else f"{seconds / 3600:.1f} h"
+    )
+
+
+def _described(summary: dict[str, Any]) -> str:
+    """A summary in a line or two."""
+    if not summary["attacked"]:
+        return f"{summary['images']} images, none of which the model gets right"
+    l2, ssim = summary["l2"], summary["ssim"]
+    text = (
+        f"{summary['images']} images: {summary['skipped']} skipped as misclassified, {summary['fooled']} of "
+        f"{summary['attacked']} fooled ({summary['success_rate']:.1%}); ℓ2 {l2:.3f}"
+    )
+    text += "" if ssim is None or math.isnan(ssim) else f", SSIM {ssim:.4f}"
+    return f"{text}; {summary['forward'] + summary['backward']:.0f} passes an image"
