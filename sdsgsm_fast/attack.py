@@ -22,6 +22,7 @@ from .gradients import AdaBelief, Extra, ordered
 from .kernels import ops
 from .loop import Loop
 from .model.classifier import Classifier, Model
+from .model.memory import is_shortage
 from .occlusion import of_one_batch
 from .result import AttackResult, Judge, Passes
 from .search import Flags, SearchModel, spec_of
@@ -474,8 +475,8 @@ class Attack:
             forwards = self.classifier.forwards
             try:
                 found.append(self._evaluate(images[part], labels[part], few, needs_grad))
-            except torch.OutOfMemoryError:
-                if size == 1:
+            except RuntimeError as error:
+                if size == 1 or not is_shortage(error):
                     raise
                 size //= 2
                 self.search.limit_slots(images, size)

@@ -17,6 +17,7 @@ from .common.numerics import allocation, column
 from .gradients import Iterate, gradient_at
 from .kernels import ops
 from .kernels.reference import gradient_norm
+from .model.memory import is_shortage
 from .result import fooled
 from .search import Evaluation, Flags, SearchModel
 from .slots import Batch, Ints, LoopSettings, Slots
@@ -144,8 +145,8 @@ class Loop:
             before = used[part].copy()
             try:
                 grads.append(self._pass(part))
-            except torch.OutOfMemoryError:
-                if part.stop - at == 1:
+            except RuntimeError as error:
+                if part.stop - at == 1 or not is_shortage(error):
                     raise
                 self.chunk = (part.stop - at) // 2
                 self.model.limit_slots(slots.data["images"], self.chunk)

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from . import losses
+from .common.batches import filled, steady_size
 from .common.host import to_device
 from .engine import (
     PATIENCE,
@@ -159,10 +160,10 @@ class SearchModel:
             return Evaluation(logits, grad, lambda *_: grad)
         # The model itself always meets the same layout, which its rounding may depend on.
         given = adv.contiguous() if self.classifier.surrogate is None else adv
-        logits, leaf, values = loss_of(self.classifier, loss, given, labels, target, jitter)
-        if on_gpu(adv) and not self.margins:  # queued before anybody waits for a verdict
-            known = self.classifier.gradient(values, leaf)
+        if on_gpu(adv) and not self.margins and jitter is None:  # queued before anybody waits for a verdict
+            logits, known = self._in_steady_batches(loss, given, labels, target)
             return Evaluation(logits, known, lambda *_: known)
+        logits, leaf, values = loss_of(self.classifier, loss, given, labels, target, jitter)
 
         def gradient(wanted: Flags, wants_margin: Flags | None = None) -> Tensor:
             # Zeros for the others: the surrogate's layers pass them on without computing them.
@@ -175,6 +176,18 @@ class SearchModel:
             return self.classifier.gradient(kept, leaf)
 
         return Evaluation(logits, None, gradient)
+
+    def _in_steady_batches(
+        self, loss: str, adv: Tensor, labels: Tensor, target: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """Logits and the loss's gradient by a batch of one of few sizes, as far as batches are not limited."""
+        rows, size = len(adv), steady_size(len(adv))
+        if self.classifier.batch_size is not None or size > self.slots_for(adv):
+            size = rows
+        given = [x if x is None else filled(x, size) for x in (adv, labels, target)]
+        logits, grad = logits_and_gradient(self.classifier, loss, *given)  # type: ignore[arg-type]
+        self.classifier.forwards += rows
+        return logits[:rows], grad[:rows]
 
 
 @dataclass(frozen=True)

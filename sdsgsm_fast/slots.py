@@ -16,6 +16,7 @@ from . import refine
 from .common.host import to_device
 from .common.numerics import Setting, allocation, column
 from .gradients import AdaBelief, Extra
+from .model.memory import is_shortage
 from .search import Flags, spec_of
 
 Ints = npt.NDArray[np.int64]
@@ -220,8 +221,8 @@ class Slots:
             self.data = {}
             try:
                 return self._allocate_all(batch, channels_last=channels_last)
-            except torch.OutOfMemoryError:
-                if self.size == 1:
+            except RuntimeError as error:
+                if self.size == 1 or not is_shortage(error):
                     raise
                 self.size //= 2
 

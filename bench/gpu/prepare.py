@@ -10,6 +10,7 @@ some ten minutes on two cores; what is there already is kept.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 import subprocess
@@ -17,11 +18,17 @@ import sys
 import tempfile
 from pathlib import Path
 
-import torch
-from safetensors.torch import save_file
-
 ROOT = Path(__file__).parents[2]
 RIVALS = ("captum", "torchattacks", "foolbox", "eagerpy", "GitPython", "gitdb", "smmap", "adv-lib")
+
+
+def digest() -> str:
+    """Of all that the modules are compiled from."""
+    found = hashlib.sha256()
+    for path in [ROOT / "setup.py", *sorted((ROOT / "csrc").rglob("*"))]:
+        if path.is_file():
+            found.update(f"{path.relative_to(ROOT)}\0".encode() + path.read_bytes())
+    return found.hexdigest()
 
 
 def modules(folder: Path) -> None:
@@ -37,14 +44,22 @@ def modules(folder: Path) -> None:
         for name in ("_native_cpu*.so", "_native_cuda*.so", "_build_info.json", "_nvcc.log"):
             for path in (source / "sdsgsm_fast").glob(name):
                 shutil.copy(path, folder)
+    (folder / "sources.sha256").write_text(f"{digest()}\n")
     if len(list(folder.glob("*.so"))) < 2:
         sys.exit(f"prepare: not built, see {folder / '_build_info.json'}")
+
+
+def _current(folder: Path) -> bool:
+    """Whether modules are of these sources."""
+    noted = folder / "sources.sha256"
+    return noted.is_file() and noted.read_text().strip() == digest()
 
 
 def weights(path: Path) -> None:
     """A trained ResNet-18 for 32×32 crops, in half precision."""
     sys.path.append(str(ROOT / "bench"))
     from attack import trained_resnet18
+    from safetensors.torch import save_file
 
     state = trained_resnet18().state_dict()
     save_file({k: v.half() if v.is_floating_point() else v for k, v in state.items()}, path)
@@ -52,6 +67,9 @@ def weights(path: Path) -> None:
 
 def crops(path: Path) -> None:
     """Test crops of photographs and their labels; scikit-image is not needed to read them again."""
+    import torch
+    from safetensors.torch import save_file
+
     from sdsgsm_fast.data.photos import photo_crops
 
     images, labels = photo_crops("test", 128)
@@ -66,12 +84,18 @@ def wheels(folder: Path) -> None:
 
 def main() -> None:
     """Make what is missing."""
+    if sys.argv[1:] == ["--digest"]:
+        print(digest())
+        return
     if len(sys.argv) != 2 or sys.argv[1].startswith("-"):
         sys.exit(__doc__)
     folder = Path(sys.argv[1]).resolve()
     folder.mkdir(parents=True, exist_ok=True)
     for name, make in (("modules", modules), ("crops.safetensors", crops), ("wheels", wheels),
                        ("resnet18.safetensors", weights)):  # fmt: skip
+        stale = name == "modules" and not _current(folder / name)
+        if stale:
+            shutil.rmtree(folder / name, ignore_errors=True)
         if not (folder / name).exists():
             print(f"preparing {name} ...", flush=True)
             make(folder / name)

@@ -33,8 +33,8 @@ from torch import Tensor, nn
 
 from sdsgsm_fast import BIM, MIFGSM, PGD, SDSGSM, MinimalSDSGSM, SmoothingOnly, occlusion_map
 from sdsgsm_fast.data.photonet import load_photonet
-from sdsgsm_fast.engine import graphs, window_runner
-from sdsgsm_fast.model.precision import uses_tf32
+from sdsgsm_fast.engine import cudnn, graphs, window_runner
+from sdsgsm_fast.model.precision import uses_tf32, without_tf32
 
 sys.path.append(str(Path(__file__).parents[1]))
 import nets
@@ -258,7 +258,8 @@ def resnet50(bench: Bench) -> Subject:
 @torch.no_grad()
 def predicted(model: nn.Module, images: Tensor) -> Tensor:
     """Classes by the model in float32."""
-    return torch.cat([model(part).argmax(1) for part in images.split(256)])
+    with without_tf32(images.device):
+        return torch.cat([model(part).argmax(1) for part in images.split(256)])
 
 
 def _right(name: str, model: nn.Module, images: Tensor, labels: Tensor) -> Subject:
@@ -351,12 +352,23 @@ def maps(bench: Bench, subject: Subject, count: int, patch: int, stride: int, ma
         "ours": ours(), "ours float32": ours(precision="float32"), "ours bfloat16": ours(precision="bfloat16"),
         "ours dense": ours(precision="float32", method="dense"),
     }  # fmt: skip
-    exact = loop(case)
+    with without_tf32(mine.images.device):
+        exact = loop(case)
 
     def judge(found: Tensor) -> dict[str, Any]:
         return {"deviation": float((found - exact).abs().max()), "of": float(exact.abs().max())}
 
     bench.compare(f"map, patch {patch}, stride {stride}", mine, programs, judge, {})
+
+
+def fused_convolutions(bench: Bench, subject: Subject, count: int) -> None:
+    """CuDNN's fused convolutions, which are off: whether they should be on, cold ("first") and warm."""
+    mine = subject.batch(count)
+    for enabled in (False, True):
+        with changed(cudnn, "ENABLED", enabled):
+            name = f"ours BIM, 20 steps, fused convolutions {'on' if enabled else 'off'}"
+            run = {name: _bound(BIM(mine.model, early_stop=False, cuda_graphs=False, **SETTINGS), mine)}
+            bench.compare("fused convolutions", mine, run, lambda adv: {}, {})
 
 
 def sweeps(bench: Bench, subject: Subject, count: int) -> None:
@@ -427,6 +439,7 @@ def main() -> None:
     small = bench.small
     sections: list[Callable[[], None]] = [
         lambda: attacks(bench, resnet18(bench), [2] if small else [64, 1024]),
+        lambda: fused_convolutions(bench, resnet18(bench), 2 if small else 256),
         lambda: maps(bench, resnet18(bench), 2 if small else 64, 8 if small else 4, 8 if small else 4, 64),
         lambda: attacks(bench, photonet(bench), [2] if small else [64, 1024, 8192]),
         lambda: maps(bench, resnet50(bench), 2 if small else 16, 32, 32, 49),

@@ -1,7 +1,7 @@
 #!/bin/sh
 # Check and measure on this machine's GPU, in two parts of a few minutes each.
 #
-#   bench/gpu/run.sh kernels OUT     import or build, tests, memcheck, microbenchmarks, profiles: 270 s at most
+#   bench/gpu/run.sh kernels OUT     import or build, microbenchmarks, tests, memcheck, profiles: 330 s at most
 #   bench/gpu/run.sh programs OUT    attacks, maps and sweeps beside other libraries: 330 s at most
 #
 # OUT gets JSON that is rewritten after every row, and the log of each step; `bench/gpu/gather.py OUT FILE` puts them
@@ -17,7 +17,7 @@ python=$(command -v "${PYTHON:-python3}") || { echo "run.sh: no ${PYTHON:-python
 mkdir -p "$out" && out=$(realpath "$out") && root=$(realpath "$(dirname "$0")/../..") || exit 1
 prepared=${PREPARED:+$(realpath "$PREPARED")}
 work=$(mktemp -d)
-export PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1
+export PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 GIT_PYTHON_REFRESH=quiet
 
 failed=0
 step() { # NAME SECONDS COMMAND...: run it, keep its log, outcome and duration
@@ -43,7 +43,11 @@ build() { # setuptools before 77 does not know how pyproject.toml states the lic
   "$python" setup.py -q build_ext --inplace
 }
 modules() { "$python" -c "import sdsgsm_fast._native_cpu, sdsgsm_fast._native_cuda"; }
-[ -z "$prepared" ] || cp "$prepared"/modules/* sdsgsm_fast/
+if [ -n "$prepared" ] && [ "$(cat "$prepared/modules/sources.sha256")" = "$("$python" bench/gpu/prepare.py --digest)" ]; then
+  cp "$prepared"/modules/_* sdsgsm_fast/
+elif [ -n "$prepared" ]; then
+  echo "the prepared modules are of other sources; building" >&2
+fi
 if ! modules 2>/dev/null; then
   echo "== build"
   rm -f sdsgsm_fast/_native_*.so
@@ -58,20 +62,22 @@ if [ -n "$prepared" ] && ls "$prepared"/wheels/*.whl >/dev/null 2>&1; then
 fi
 step "$part-import" 60 "$python" -c "import sdsgsm_fast._native_cuda, sdsgsm_fast as s; print(s.__file__)"
 
-profile() { # what holds four kernels up: registers, throughput, stalls
-  ncu --clock-control none --csv --launch-count 12 --kernel-name-base demangled --kernel-name 'regex:sdsgsm|update_' \
-    --section LaunchStats --section Occupancy --section SpeedOfLight --section MemoryWorkloadAnalysis \
-    --section WarpStateStats "$python" bench/gpu/sanitize.py --profile
-}
 if [ "$part" = kernels ]; then
-  step kernels 115 "$python" bench/gpu/kernels.py --seconds 95 ${SMALL:+--small} --json "$out/kernels.json"
-  step tests 75 "$python" -m pytest -v --tb=short --durations=5 -p no:cacheprovider -n "${WORKERS:-14}" tests/kernels/test_gpu.py
+  step kernels 105 "$python" bench/gpu/kernels.py --seconds 85 ${SMALL:+--small} --json "$out/kernels.json"
+  step tests 110 "$python" -m pytest -v --tb=short --durations=5 -p no:cacheprovider \
+    -n "${WORKERS:-14}" --dist worksteal tests/kernels/test_gpu.py
   if command -v compute-sanitizer >/dev/null; then
-    step memcheck 45 compute-sanitizer --tool memcheck --error-exitcode 9 "$python" bench/gpu/sanitize.py native
+    step memcheck 50 compute-sanitizer --tool memcheck --error-exitcode 9 "$python" bench/gpu/sanitize.py native
   else
     echo "memcheck 127 0 0" >>"$out/$part.steps"
   fi
-  if command -v ncu >/dev/null; then step profile 45 profile; else echo "profile 127 0 0" >>"$out/$part.steps"; fi
+  if command -v ncu >/dev/null; then # what holds four kernels up: registers, throughput, stalls
+    step profile 45 ncu --clock-control none --csv --launch-count 12 --kernel-name-base demangled \
+      --kernel-name 'regex:sdsgsm|update_' --section LaunchStats --section Occupancy --section SpeedOfLight \
+      --section MemoryWorkloadAnalysis --section WarpStateStats "$python" bench/gpu/sanitize.py --profile
+  else
+    echo "profile 127 0 0" >>"$out/$part.steps"
+  fi
 else
   step programs 325 "$python" bench/gpu/programs.py --seconds 300 ${SMALL:+--small} --json "$out/programs.json" \
     ${prepared:+--prepared "$prepared"}

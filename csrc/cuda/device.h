@@ -31,6 +31,9 @@ class OnDevice {
   bool changed_ = false;
 };
 
+// Of a block that keeps data in shared memory: with what the system takes of each, three fit a multiprocessor.
+constexpr int64_t kSharedBytes = 75 << 10;
+
 // What a kernel runs on: `blocks` blocks, of which every `ranks` form a cluster.
 struct Grid {
   int64_t blocks, threads, ranks, shared;  // `shared` bytes of dynamic shared memory a block
@@ -40,9 +43,10 @@ struct Grid {
 template <class... Parameters, class... Arguments>
 void launch_kernel(void (*kernel)(Parameters...), const Grid& grid, Arguments... arguments) {
   constexpr int64_t kUnasked = 48 << 10;  // bytes of shared memory that every kernel may have
-  if (grid.shared > kUnasked)
+  if (grid.shared > kUnasked)  // one limit for all launches: another thread's may be on its way
     check(cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
-                               cudaFuncAttributeMaxDynamicSharedMemorySize, int(grid.shared)));
+                               cudaFuncAttributeMaxDynamicSharedMemorySize,
+                               int(grid.shared > kSharedBytes ? grid.shared : kSharedBytes)));
   cudaLaunchAttribute cluster{};
   cluster.id = cudaLaunchAttributeClusterDimension;
   cluster.val.clusterDim.x = unsigned(grid.ranks);

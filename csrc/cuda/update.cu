@@ -27,7 +27,6 @@ struct alignas(16) Shared {
   double of_warp[kThreads / kWarp], of_block[kMostRanks];
   float inverse;
 };
-constexpr int64_t kSharedBytes = 76 << 10;  // of a block, so that three fit
 constexpr int64_t kMostGroups = (kSharedBytes - int64_t(sizeof(Shared))) / (kGroup * 4);
 
 // The reduction of an image from those of its cluster's blocks: each block gives its own to all. The

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -180,17 +181,16 @@ def attack(
     windows = {"patch": patch, "stride": stride, "score": score, "fill": _fill(fill)}
     cut = {"rule": rule, "coverage": coverage, "threshold": threshold}
     settings |= _domain(domain, _given(windows), _given(cut))
-    loaded, found = _loaded(model, weights, mean, std, device), sources.load(data, split=split, size=size)
+    loaded, found = _loaded(model, weights, mean, std, _own(device)), sources.load(data, split=split, size=size)
     made = PRESETS[preset](loaded.model, mean=loaded.mean, std=loaded.std, **settings)
     keep = tuple(name for name, wanted in (("domain", keep_domain), ("scores", keep_scores)) if wanted)
-    console = Console(soft_wrap=True, highlight=False, quiet=quiet)
+    console = Console(soft_wrap=True, highlight=False, quiet=quiet or os.environ.get("RANK", "0") != "0")
     console.print(f"{preset} on {loaded.name}, {sources.described(found)}, into {out}")
-    start = time.monotonic()
     try:
         with bars(console) as bar_of:
             summary = runs.attack_dataset(
                 made, found, out, limit=limit, shard_size=shard_size, keep=keep, model_name=loaded.name,
-                progress=_told(console, bar_of, start),
+                progress=_Told(console, bar_of("attack")),
             )  # fmt: skip
     except runs.RunStopped:
         typer.echo("sdsgsm: stopped after a shard; the same command again goes on", err=True)
@@ -237,6 +237,12 @@ def _loaded(model: str, weights: Path | None, mean: str | None, std: str | None,
     return models.LoadedModel(loaded.name, loaded.model.to(device), loaded.classes, *own, loaded.size)
 
 
+def _own(device: str) -> str:
+    """A rank's own GPU where "cuda" stands for any."""
+    local = os.environ.get("LOCAL_RANK")
+    return f"cuda:{local}" if device == "cuda" and local is not None else device
+
+
 def _given(values: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in values.items() if value is not None}
 
@@ -276,22 +282,25 @@ def _domain(name: str | None, windows: dict[str, Any], cut: dict[str, Any]) -> d
     return {"domain": Gradient(**cut) if name == "gradient" else Occlusion(**windows, **cut)}
 
 
-def _told(console: Console, bar_of: Callable[[str], Progress], start: float) -> Progress:
+class _Told:
     """A bar with its rate on a terminal; lines now and then where the output is piped."""
-    bar, last, before = bar_of("attack"), [start], [-1]
 
-    def told(stage: str, done: int, total: int) -> None:
-        taken = time.monotonic() - start
-        if taken < 1 or before[0] < 0:
-            before[0] = done if taken < 1 else 0  # shards that were there already
-        rate = (done - before[0]) / max(1e-9, taken)
+    def __init__(self, console: Console, bar: Progress) -> None:
+        self.console, self.bar = console, bar
+        self.there, self.start = -1, 0.0  # images that were there at first, and when that was
+        self.told, self.last = -1, time.monotonic()
+
+    def __call__(self, stage: str, done: int, total: int) -> None:
+        now = time.monotonic()
+        if self.there < 0:
+            self.there, self.start = done, now
+        rate = (done - self.there) / max(1e-9, now - self.start)
         speed = f", {rate:.1f} a second, {_time((total - done) / rate)} left" if rate > 0 else ""
-        bar(speed.removeprefix(", "), done, total)
-        if not console.is_terminal and (done == total or time.monotonic() - last[0] > EVERY):
-            last[0] = time.monotonic()
-            console.print(f"{done}/{total} images{speed}")
-
-    return told
+        self.bar(speed.removeprefix(", "), done, total)
+        due = now - self.last > EVERY or done == total
+        if due and done != self.told and not self.console.is_terminal:
+            self.told, self.last = done, now
+            self.console.print(f"{done}/{total} images{speed}")
 
 
 def _time(seconds: float) -> str:

@@ -14,6 +14,7 @@ from typing import Any, Generic, TypeVar
 import torch
 from torch import Tensor
 
+from ..common.host import unequal
 from .leaves import mapped
 from .state import State
 from .trace import BatchConstant, Graph, Node
@@ -117,18 +118,15 @@ def copies_of(state: State) -> Copies:
 
 
 def same_bits(copies: Copies) -> bool:
-    """Whether all tensors still have the values of their copies; of a GPU's in one wait for each GPU."""
-    waiting: dict[torch.device, list[Tensor]] = {}
+    """Whether all tensors still have the values of their copies."""
+    pairs = []
     for ref, copy in copies:
         tensor = ref()
         pair = None if tensor is None else _bits_of(tensor, copy)
         if pair is None:
             return False
-        if pair[0].is_cuda:
-            waiting.setdefault(pair[0].device, []).append((pair[0] == pair[1]).all())
-        elif not torch.equal(*pair):
-            return False
-    return all(bool(torch.stack(flags).all()) for flags in waiting.values())
+        pairs.append(pair)
+    return not any(unequal(pairs))
 
 
 def _bits_of(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor] | None:

@@ -15,20 +15,28 @@ from .convolution import Convolution
 
 LAYOUT = torch.channels_last
 
+ENABLED = False
+"""Off until a GPU has been seen to gain from them: PyTorch's users report cases in which they are far slower."""
+
 _refused: set[Any] = set()
 """Kinds of convolutions for which cuDNN has no such kernel."""
 
 
 def cudnn_runs(c: Convolution) -> bool:
     """Whether cuDNN's fused convolutions are there for a convolution that ends in a ReLU."""
-    if not (c.relu and c.weight.is_cuda and torch.backends.cudnn.enabled):
+    if not (ENABLED and c.relu and c.groups == 1 and c.weight.is_cuda and torch.backends.cudnn.enabled):
         return False
     return _agrees(c.weight.dtype, c.weight.device, uses_tf32(c.weight.device))
 
 
 def fused(x: Tensor, c: Convolution, other: Tensor | None) -> Tensor | None:
-    """relu(convolution(x) + bias + other) in one kernel; None where cuDNN refuses that kind of convolution."""
-    kind = (x.shape[1:], x.dtype, c.weight.shape, c.stride, c.padding, c.dilation, c.groups, other is None)
+    """relu(convolution(x) + bias + other) in one kernel; None where cuDNN refuses that kind of convolution.
+
+    PyTorch reports a shortage of memory as a refusal, too: what is refused is tried apart, and the
+    caller's separate kernels then say which it was.
+    """
+    shapes = (x.shape, c.weight.shape, c.stride, c.padding, c.dilation, other is None)
+    kind = (shapes, x.dtype, x.device, uses_tf32(x.device))
     if kind in _refused:
         return None
     try:
@@ -59,8 +67,11 @@ def _agrees(dtype: torch.dtype, device: torch.device, tf32: bool) -> bool:
     x = x.contiguous(memory_format=LAYOUT)
     y = F.conv2d(x, c.weight, c.bias, c.stride, c.padding)
     share = verdict_rounding(dtype, device) if tf32 else rounding(dtype)
+    poison = torch.full_like(y, torch.nan)  # in the memory that a result may get: nothing of it may show
+    ones = torch.ones_like(y)
+    del poison
     try:
-        found = [_run(x, c, other) for other in (None, torch.ones_like(y))]
+        found = [_run(x, c, other) for other in (None, ones)]
     except Exception:  # an older PyTorch or cuDNN
         return False
     pairs = zip(found, (y.relu(), (y + 1).relu()), strict=True)

@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..common.batches import filled
+
 BatchFunction = Callable[..., tuple[Tensor, ...]]
 """``look(*inputs)``: results, each of which has a row for every row of the inputs."""
 Recorder = Callable[[BatchFunction, tuple[Tensor, ...]], BatchFunction]
@@ -41,14 +43,14 @@ class GraphedFunction:
         0: there is a recording for each size. Else the largest size that was seen is recorded after
         so many passes, smaller batches use it too, and a failure is no cause for a warning.
     largest
-        Rows of a recording, at most.
+        Rows of a recording, at most; None for `LARGEST`.
     """
 
     def __init__(
-        self, function: BatchFunction, record: Recorder | None = None, *, patience: int = 0, largest: int = LARGEST
+        self, function: BatchFunction, record: Recorder | None = None, *, patience: int = 0, largest: int | None = None
     ) -> None:
         self.function, self.record = function, record or CudaGraphs()
-        self.patience, self.largest = patience, largest
+        self.patience, self.largest = patience, LARGEST if largest is None else largest
         self.replays: dict[tuple[int, int], BatchFunction] = {}  # by rows, and number of inputs
         self.failed = False
         self._passes, self._most = 0, 0  # since the last recording: how many, and the largest size
@@ -77,7 +79,7 @@ class GraphedFunction:
         key = size, len(inputs)
         if key not in self.replays:
             try:
-                self.replays[key] = self._recorded(tuple(_filled(x, size) for x in inputs))
+                self.replays[key] = self._recorded(tuple(filled(x, size) for x in inputs))
             except torch.OutOfMemoryError:
                 raise  # the caller halves its batches
             except Exception as error:  # whatever cannot be recorded runs as it is
@@ -175,9 +177,3 @@ def rounded(rows: int) -> int:
     while size < rows:
         size = size * 3 // 2 if size & (size - 1) == 0 else size // 3 * 4
     return size
-
-
-def _filled(x: Tensor, size: int) -> Tensor:
-    """`x` (B, …) repeated up to `size` rows."""
-    rows = torch.arange(size, device=x.device) % len(x)
-    return x[rows]

@@ -17,7 +17,7 @@ from ..common.noise import noise_like
 from ..common.numerics import compute_dtype, logits_agree, rounding
 from ..common.windows import Windows
 from ..model.classifier import Classifier
-from ..model.memory import free_bytes
+from ..model.memory import free_bytes, is_shortage
 from ..model.precision import verdict_rounding, without_tf32
 from .cache import PlanCache
 from .lower import lower
@@ -223,7 +223,9 @@ class WindowRunner:
         count = min(self.group, CHECKED)
         try:
             found = self._keep_clean_maps(0, count, {self.network.output})
-        except torch.OutOfMemoryError:
+        except RuntimeError as error:
+            if not is_shortage(error):
+                raise
             return False
         share = verdict_rounding(clean.dtype, clean.device)
         return logits_agree(found[self.network.output], clean[:count], share)
@@ -255,8 +257,8 @@ class WindowRunner:
             last = int(images[stop - 1]) + 1
             try:
                 base, clean = self._clean(first, last)
-            except torch.OutOfMemoryError:
-                if self.group == 1:
+            except RuntimeError as error:
+                if self.group == 1 or not is_shortage(error):
                     raise
                 self.group = max(1, self.group // 2)
                 continue
@@ -280,8 +282,8 @@ class WindowRunner:
             now = slice(at, at + part.chunk)
             try:
                 logits = part.runner.logits(clean, image[now], row_[now], col_[now])
-            except torch.OutOfMemoryError:
-                if part.chunk == 1:
+            except RuntimeError as error:
+                if part.chunk == 1 or not is_shortage(error):
                     raise
                 part.chunk = max(1, min(part.chunk, len(pairs) - at) // 2)
                 continue

@@ -12,7 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..common import checks
-from ..common.host import to_device, to_host
+from ..common.batches import filled, steady_size
+from ..common.host import to_device, to_host, unequal
 from ..common.numerics import compute_dtype, normalised
 
 Model = Callable[[Tensor], Any]
@@ -144,8 +145,9 @@ class Classifier:
                     m.training = True
                 for p in wanted:
                     p.requires_grad_(True)
-                for m, objects, copies in buffers:
-                    _restore(m, objects, copies)
+                for m, objects, _ in buffers:
+                    _restore_objects(m, objects)
+                _restore_values([pair for _, objects, copies in buffers for pair in _pairs(objects, copies)])
 
     def input_dtype(self, images: Tensor) -> torch.dtype:
         """Dtype in which the model takes its input: that of its parameters, else of `images`."""
@@ -241,16 +243,17 @@ class Classifier:
 
         Where a surrogate is precise (`strict`), the model is asked only where that is in doubt.
         """
-        passes = torch.ones(len(images), dtype=torch.int64)
+        passes, rows = torch.ones(len(images), dtype=torch.int64), len(images)
         strict = None if self.surrogate is None else self.surrogate.strict
         if strict is None:
             return self.logits(images.contiguous()), passes
-        found = strict(self.inputs(images))
-        self.forwards += len(images)
+        size = steady_size(rows) if images.is_cuda and self.batch_size is None else rows
+        found = strict(self.inputs(filled(images, size)))[:rows]
+        self.forwards += rows
         doubtful = to_host(~_beyond(found, strict.uncertainty)).nonzero()[0]
         if len(doubtful):
-            rows = to_device(doubtful, images.device)
-            found[rows] = self.logits(images[rows].contiguous()).to(found.dtype)
+            chosen = to_device(doubtful, images.device)
+            found[chosen] = self.logits(images[chosen].contiguous()).to(found.dtype)
             passes[torch.from_numpy(doubtful)] += 1
         return found, passes
 
@@ -332,16 +335,24 @@ def _copies(module: nn.Module) -> dict[str, Tensor]:
     return {name: b.detach().clone() for name, b in module._buffers.items() if b is not None}
 
 
-@torch.no_grad()
-def _restore(module: nn.Module, objects: dict[str, Tensor | None], copies: dict[str, Tensor]) -> None:
-    """Put back every buffer object, and its values where they have changed."""
+def _pairs(objects: dict[str, Tensor | None], copies: dict[str, Tensor]) -> list[tuple[Tensor, Tensor]]:
+    """Each buffer with its copy."""
+    return [(buffer, copies[name]) for name, buffer in objects.items() if buffer is not None]
+
+
+def _restore_objects(module: nn.Module, objects: dict[str, Tensor | None]) -> None:
+    """Put back every buffer object."""
     if isinstance(module._buffers, dict):  # a scripted module's buffers cannot come and go
         for name in module._buffers.keys() - objects.keys():
             del module._buffers[name]
         for name, found in objects.items():
             if module._buffers.get(name, module) is not found:
                 module._buffers[name] = found
-    for name, copy in copies.items():
-        buffer = objects[name]
-        if buffer is not None and not torch.equal(buffer, copy):
+
+
+@torch.no_grad()
+def _restore_values(buffers: list[tuple[Tensor, Tensor]]) -> None:
+    """Put back values where they have changed: a write would count as a change of the model."""
+    for (buffer, copy), differs in zip(buffers, unequal(buffers), strict=True):
+        if differs:
             buffer.copy_(copy)

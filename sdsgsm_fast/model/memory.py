@@ -11,11 +11,18 @@ from torch.utils._pytree import tree_iter
 
 from .classifier import Classifier
 
+SHORTAGES = ("unable to find an engine to execute", "STATUS_ALLOC_FAILED", "CUDA out of memory")
+
 
 def free_bytes(device: torch.device) -> int:
     """Bytes of a GPU that may be taken: those that nobody has, and those that PyTorch holds unused."""
     free: int = torch.cuda.mem_get_info(device)[0]
     return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+
+
+def is_shortage(error: RuntimeError) -> bool:
+    """Whether an error says that memory was short; cuDNN and cuBLAS say so in words of their own."""
+    return isinstance(error, torch.OutOfMemoryError) or any(text in str(error) for text in SHORTAGES)
 
 
 @torch.no_grad()

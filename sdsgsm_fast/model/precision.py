@@ -41,7 +41,7 @@ def uses_tf32(device: torch.device) -> bool:
     """Whether convolutions or products in float32 round their inputs to TF32, as cuDNN's do by default."""
     if device.type != "cuda" or torch.cuda.get_device_capability(device) < (8, 0):
         return False
-    return any(getattr(holder, name) == on for holder, name, on in _tf32_flags())
+    return any(getattr(holder, name) == on for holder, name, on in _tf32_flags()[:2])
 
 
 @contextmanager
@@ -64,10 +64,10 @@ def verdict_rounding(dtype: torch.dtype, device: torch.device) -> float:
 
 
 def _tf32_flags() -> list[tuple[Any, str, Any]]:
-    """Where PyTorch keeps TF32 for convolutions and products, and the value that means it is on."""
+    """Where PyTorch keeps TF32 for convolutions, products and the rest, and the value that means it is on."""
     cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
     if hasattr(cudnn, "conv"):  # from PyTorch 2.9 on; mixing these with the older flags is an error
-        return [(holder, "fp32_precision", "tf32") for holder in (cudnn.conv, matmul)]
+        return [(holder, "fp32_precision", "tf32") for holder in (cudnn.conv, matmul, cudnn.rnn)]
     return [(holder, "allow_tf32", True) for holder in (cudnn, matmul)]
 
 

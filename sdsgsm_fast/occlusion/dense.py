@@ -10,7 +10,7 @@ from torch import Tensor
 from ..common.windows import Windows
 from ..kernels import ops
 from ..model.classifier import Classifier
-from ..model.memory import forward_bytes, free_bytes
+from ..model.memory import forward_bytes, free_bytes, is_shortage
 
 CPU_CHUNK = 64  # copies a forward pass at most
 CPU_BYTES = 100 * 2**10  # of a thread's copies: 16 of 32×32 and 4 of 224×224 were best on 2 threads
@@ -70,8 +70,8 @@ class DenseRunner:
                 inputs = torch.cat(copies) if len(copies) > 1 else copies[0]
                 with torch.no_grad():
                     logits = self.classifier.forward(inputs, reduced=self.reduced)
-            except torch.OutOfMemoryError:
-                if self.chunk == 1:
+            except RuntimeError as error:
+                if self.chunk == 1 or not is_shortage(error):
                     raise
                 self.chunk = self.group = self.chunk // 2
                 continue

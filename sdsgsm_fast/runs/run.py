@@ -6,7 +6,7 @@ import math
 import signal
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from types import FrameType
@@ -23,6 +23,7 @@ from ..gradients import Diversity
 from . import digests
 from .files import forget_temporaries, locked, write_bytes
 from .manifest import MANIFEST, SUMMARY, SUMS, TABLE, Manifest, finished, names_of, note, read_manifest, sums_of
+from .ranks import Alone, Ranks, team
 from .shards import Shard, serialized, tensors_of
 from .summary import csv_bytes, json_of, summary_of
 
@@ -50,7 +51,8 @@ def attack_dataset(
     """Attack a data set into a folder of shards; called again it goes on where it was stopped.
 
     Each shard is attacked by itself, so that it is the same whatever happened before, and is on the
-    disk before the next begins.
+    disk before the next begins. Under torchrun every rank calls this, with the folder on a disk
+    that all of them have; they take shards from a common list.
 
     Parameters
     ----------
@@ -100,12 +102,22 @@ def attack_dataset(
     checks.integer("shard_size", shard_size, 1)
     folder = Path(out)
     folder.mkdir(parents=True, exist_ok=True)
-    with locked(folder):
+    mine = team()
+    with locked(folder) if mine.leads else nullcontext():
         manifest = _manifest(attack, data, total, shard_size, keep, model_name)
-        _agree(folder, manifest)
-        forget_temporaries(folder)
-        _make_shards(attack, data, manifest, folder, keep, progress)
-        return _close(manifest, folder)
+        missing = mine.share(lambda: _begun(folder, manifest))
+        complete = _make_shards(attack, data, manifest, folder, keep, progress, mine, missing)
+        summary = mine.close((lambda: _close(manifest, folder)) if complete else None)
+    if summary is None:
+        raise RunStopped
+    return summary
+
+
+def _begun(folder: Path, manifest: Manifest) -> list[int]:
+    """Begin a set or go on with it; the numbers of the shards to be made."""
+    _agree(folder, manifest)
+    forget_temporaries(folder)
+    return [shard.number for shard in manifest.shards if not finished(folder, shard)]
 
 
 def _manifest(
@@ -168,18 +180,30 @@ def _agree(folder: Path, manifest: Manifest) -> None:
 
 
 def _make_shards(
-    attack: Attack, data: ImageSet, manifest: Manifest, folder: Path, keep: tuple[str, ...], progress: Progress | None
-) -> None:
+    attack: Attack, data: ImageSet, manifest: Manifest, folder: Path, keep: tuple[str, ...],
+    progress: Progress | None, mine: Alone | Ranks, missing: list[int],
+) -> bool:  # fmt: skip
+    """Make shards that nobody else makes; told of is what all have made. False if the set is not complete."""
+    shards = manifest.shards
+    there = manifest.total - sum(shards[k].stop - shards[k].first for k in missing)
+
+    def told(images: int) -> None:
+        if progress and mine.leads:
+            progress("images", there + images, manifest.total)
+
+    told(0)
     with _stopping() as stop:
-        for shard in manifest.shards:
-            if not finished(folder, shard):
-                if stop.is_set():
-                    raise RunStopped
-                content = serialized(*_made(attack, data, shard, manifest.places(shard), keep))
-                write_bytes(folder / shard.name, content)
-                note(folder, shard, content)
-            if progress:
-                progress("images", shard.stop, manifest.total)
+        for number in mine.claims(missing):
+            if stop.is_set():
+                break
+            shard = shards[number]
+            content = serialized(*_made(attack, data, shard, manifest.places(shard), keep))
+            write_bytes(folder / shard.name, content)
+            note(folder, shard, content)
+            told(mine.made(shard.stop - shard.first))
+        mine.gather(told)
+        complete = mine.made(0) + there == manifest.total
+        return complete if mine.leads else not stop.is_set()
 
 
 def _made(

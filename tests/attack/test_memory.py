@@ -14,6 +14,7 @@ from nets import predicted
 from torch import Tensor
 
 from sdsgsm_fast import BIM, MinimalSDSGSM, search
+from sdsgsm_fast.common.batches import steady_size
 from sdsgsm_fast.loop import Loop
 from sdsgsm_fast.model import memory
 from sdsgsm_fast.model.classifier import Classifier
@@ -139,3 +140,29 @@ def test_what_pytorch_holds_unused_is_free(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 500)
     monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 200)
     assert memory.free_bytes(torch.device("cuda")) == 400
+
+
+def test_sizes_are_few_and_waste_little() -> None:
+    sizes = [steady_size(rows) for rows in range(1, 5000)]
+    assert all(rows <= size <= max(8, 1.125 * rows) for rows, size in enumerate(sizes, 1))
+    assert len(set(sizes)) < 90
+    assert sizes[:20] == [8] * 8 + [*range(9, 17), 18, 18, 20, 20]
+
+
+def test_passes_on_a_gpu_have_few_sizes(gpu: Gpu) -> None:
+    net, images, labels = problem(39)
+    expected = BIM(net, steps=4, batch_size=64).run(images, labels)
+    gpu.passes.clear()
+    found = BIM(net, steps=4).run(images, labels)
+    searched = gpu.passes[gpu.passes.index(39) + 1 :]  # after the look at the clean images
+    assert len(searched) >= 3
+    assert set(searched) <= {steady_size(rows) for rows in range(1, 40)}
+    torch.testing.assert_close(found.adv, expected.adv, atol=1e-6, rtol=0)
+    assert torch.equal(found.passes.forward, expected.passes.forward)
+
+
+def test_a_shortage_is_known_by_other_words_too() -> None:
+    assert memory.is_shortage(torch.OutOfMemoryError("CUDA out of memory"))
+    assert memory.is_shortage(RuntimeError("GET was unable to find an engine to execute this computation"))
+    assert memory.is_shortage(RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling cublasCreate"))
+    assert not memory.is_shortage(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
