@@ -1,31 +1,34 @@
-"""The command `sdsgsm`."""
+"""The command `sdsgsm`: its commands are loaded when one is called, so that its help is there at once."""
 
 from __future__ import annotations
 
 import sys
-from pathlib import Path
+from importlib import import_module
 from typing import Annotated, Any
 
-import torch
-
-from ..common.machine import machine, package_version
-from ..kernels import backends
+from ..common.version import package_version
 
 try:
     import typer
-    from rich.console import Console
-
-    from .compare_command import compare
-    from .options import bars, check_backend, check_device, check_folder
-    from .run_commands import attack, verify
 except ModuleNotFoundError as error:
     sys.exit(f"sdsgsm: the package {error.name!r} is missing: pip install 'sdsgsm-fast[cli]'")
 
+COMMANDS = {
+    "attack": ("run_commands", "Attack a data set into a folder; the same command again goes on where it was stopped."),
+    "verify": (
+        "run_commands",
+        "Read a set again: every byte, every verdict; the exit status is 1 if something is wrong.",
+    ),
+    "compare": ("compare_command", "Compare attacks on a model and images: table, CSV, JSON, Markdown and figures."),
+    "demo": ("demo_command", "Attack PhotoNet on crops of real photographs: a table, its JSON and a figure."),
+    "info": ("info_command", "Tell versions, devices and backends, and why a backend is missing."),
+}
+"""Module of each command, and the first line of its help."""
+
+_PLAIN: dict[str, Any] = {"add_completion": False, "pretty_exceptions_enable": False}
+
 app = typer.Typer(
-    help="SD-SGSM adversarial examples and occlusion maps for image classifiers.",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
+    help="SD-SGSM adversarial examples and occlusion maps for image classifiers.", no_args_is_help=True, **_PLAIN
 )
 
 
@@ -45,73 +48,29 @@ def _options(
     """Take the options that come before a command."""
 
 
-@app.command()
-def info() -> None:
-    """Tell versions, devices and backends, and why a backend is missing."""
-    facts = [(name, str(value)) for name, value in machine().items()]
-    facts += [(f"backend {name}", state) for name, state in backends.report().items()]
-    width = max(len(name) for name, _ in facts)
-    for name, state in facts:
-        typer.echo(f"{name:<{width}}  {state}")
+def _add(name: str, module: str, text: str) -> None:
+    """A command that hands all it is given, its help too, to the one of its module."""
+
+    def run(context: typer.Context) -> None:
+        try:
+            command = getattr(import_module(f".{module}", __package__), name)
+        except ModuleNotFoundError as error:
+            if (error.name or "").startswith("sdsgsm_fast"):
+                raise
+            raise ModuleNotFoundError(
+                f"the package {error.name!r} is missing: pip install 'sdsgsm-fast[cli]'"
+            ) from error
+        single = typer.Typer(**_PLAIN)
+        single.command(name)(command)
+        if code := single(context.args, standalone_mode=False, prog_name=f"sdsgsm {name}"):
+            raise typer.Exit(code)
+
+    settings = {"ignore_unknown_options": True, "allow_extra_args": True, "help_option_names": []}
+    app.command(name, help=text, add_help_option=False, context_settings=settings)(run)
 
 
-@app.command()
-def demo(
-    backend: Annotated[
-        str, typer.Option(help=f"One of: {', '.join(backends.NAMES)}.", callback=check_backend)
-    ] = "auto",
-    device: Annotated[str, typer.Option(help="Where to compute: cpu, cuda or cuda:N.", callback=check_device)] = "cpu",
-    per_class: Annotated[int, typer.Option(min=1, max=1000, help="Test crops of each of the ten photographs.")] = 32,
-    eps: Annotated[float, typer.Option(min=0.1, max=255, help="ε, in units of 1/255: 8 means 8/255.")] = 8.0,
-    steps: Annotated[int, typer.Option(min=1, max=10_000, help="Largest number of updates.")] = 20,
-    out: Annotated[
-        Path,
-        typer.Option(help="Folder for table.json, table.md, figure.png.", callback=check_folder),
-    ] = Path("sdsgsm-demo"),
-) -> None:
-    """Attack PhotoNet on crops of real photographs: a table, its JSON and a figure."""
-    from . import demo as scenes
-    from .report import markdown, plain, write_json, write_text
-
-    try:
-        backends.choose(backend, torch.empty(0, device=device))
-    except (RuntimeError, ValueError) as error:
-        raise typer.BadParameter(str(error), param_hint="'--backend'") from error
-    scene = scenes.load_scene(per_class, device)
-    accuracy = scene.accuracy()
-    console = Console(soft_wrap=True, highlight=False)
-    console.print(
-        f"PhotoNet on {len(scene.images)} test crops of ten photographs: "
-        f"clean accuracy {accuracy:.1%}; ε = {eps:g}/255, α = ε/8, {steps} steps"
-    )
-    outcomes = []
-    with bars(console) as bar_of:
-        for outcome in scenes.run_attacks(scene, eps=eps / 255, steps=steps, backend=backend, progress=bar_of):
-            outcomes.append(outcome)
-            if not console.is_terminal:
-                console.print(f"{outcome[0].name}: {outcome[0].seconds:.1f} s")
-    rows = [row for row, _ in outcomes]
-    typer.echo("\n" + plain(rows))
-    console.print(
-        "Means over the crops that the clean model gets right. success: share of them fooled;\n"
-        "8-bit: the same after rounding to pixel values; s: seconds of one run on this machine."
-    )
-    settings = {"eps": eps / 255, "steps": steps, "images": len(scene.images), "backend": backend}
-    content = {
-        "settings": {**settings, "device": device},
-        "clean_accuracy": accuracy,
-        "machine": machine(),
-        "rows": [row.as_dict() for row in rows],
-    }
-    write_json(out / "table.json", content)
-    write_text(out / "table.md", markdown(rows))
-    scenes.draw_figure(out / "figure.png", scene, outcomes[-1][1], eps=eps / 255)  # SD-SGSM's
-    console.print(f"wrote table.json, table.md and figure.png to {out}")
-
-
-app.command()(attack)
-app.command()(verify)
-app.command()(compare)
+for _name, (_module, _text) in COMMANDS.items():
+    _add(_name, _module, _text)
 
 
 # The class of click's errors, of which newer versions of typer have one of their own.

@@ -18,152 +18,77 @@ from ..common.progress import Progress
 from ..data import images as sources
 from ..data import models
 from ..domains import Gradient, Occlusion
-from ..kernels import backends
 from ..model.classifier import Classifier
-from .options import bars, check_backend, check_device, numbers
+from .attack_options import (
+    DOMAINS,
+    Alpha,
+    Backend,
+    Background,
+    BatchSize,
+    Coverage,
+    CudaGraphs,
+    Data,
+    Decay,
+    Device,
+    Domain,
+    EarlyStop,
+    Eps,
+    Fill,
+    Gain,
+    Growth,
+    KeepDomain,
+    KeepScores,
+    Levels,
+    Limit,
+    Loss,
+    MaxMemory,
+    Mean,
+    Model,
+    Normalize,
+    Out,
+    Patch,
+    Precision,
+    Quiet,
+    RandomStart,
+    Refine,
+    Relax,
+    Restarts,
+    Rule,
+    Score,
+    Seed,
+    ShardSize,
+    Size,
+    Split,
+    Std,
+    Steps,
+    Stride,
+    Threshold,
+    Weights,
+    step,
+)
+from .options import bars, numbers
 
 PRESETS: dict[str, Callable[..., Attack]] = {
     name: kind for name, kind in vars(presets).items()
     if isinstance(kind, type) and issubclass(kind, Attack) and kind not in (Attack, presets.Preset)
 }  # fmt: skip
-DOMAINS = ("occlusion", "gradient", "none")
 EVERY = 10.0  # seconds between lines where the output is piped
 
-Model = Annotated[
-    str,
-    typer.Option(help="photos, package.module:factory, file.py:factory, a TorchScript or torch.export file, "
-                      "timm:NAME, torchvision:NAME or hf:DIRECTORY."),
-]  # fmt: skip
-Weights = Annotated[Path | None, typer.Option(help=".safetensors, for a factory, timm or torchvision.")]
-Data = Annotated[
-    str,
-    typer.Option(help="photos, CIFAR in python format (folder or tar.gz), a folder a class or a tar of one, "
-                      ".npz or .safetensors."),
-]  # fmt: skip
-Split = Annotated[str, typer.Option(help="test or train, of CIFAR and of photos.")]
-Size = Annotated[int | None, typer.Option(min=1, help="Side to which image files are resized and cut.")]
-Device = Annotated[str, typer.Option(help="cpu, cuda or cuda:N.", callback=check_device)]
-Mean = Annotated[str | None, typer.Option(help="In place of the model's own: 0.5 or 0.4,0.5,0.6.")]
-Std = Annotated[str | None, typer.Option(help="The same; both go together.")]
-
-RUN, STEP, DOMAIN, COMPUTE = "The run", "The attack", "Its domain", "How it is computed"
+Preset = Annotated[str, step("--attack", help=f"{', '.join(PRESETS)}.")]
 
 
 def attack(
-    out: Annotated[Path, typer.Option(help="Folder of the set: new, empty, or that of the same run.")],
-    model: Model = "photos",
-    weights: Weights = None,
-    data: Data = "photos",
-    split: Split = "test",
-    size: Size = None,
-    mean: Mean = None,
-    std: Std = None,
-    limit: Annotated[
-        int | None, typer.Option(min=1, help="So many images, evenly chosen.", rich_help_panel=RUN)
-    ] = None,
-    shard_size: Annotated[
-        int | None,
-        typer.Option(min=1, help="Images of a shard; none: 1024, or 256 MB of them.", rich_help_panel=RUN),
-    ] = None,
-    keep_domain: Annotated[
-        bool, typer.Option("--keep-domain", help="Store the domains, too.", rich_help_panel=RUN)
-    ] = False,
-    keep_scores: Annotated[
-        bool, typer.Option("--keep-scores", help="Store occlusion's scores, too.", rich_help_panel=RUN)
-    ] = False,
-    quiet: Annotated[
-        bool, typer.Option("--quiet", help="Say nothing but errors.", rich_help_panel=RUN)
-    ] = False,
-    preset: Annotated[
-        str, typer.Option("--attack", help=f"{', '.join(PRESETS)}.", rich_help_panel=STEP)
-    ] = "SDSGSM",
-    eps: Annotated[
-        float, typer.Option(min=0, max=255, help="ε, in units of 1/255.", rich_help_panel=STEP)
-    ] = 8.0,
-    alpha: Annotated[
-        float | None,
-        typer.Option(min=0, max=255, help="α, in units of 1/255; none: the attack's own.", rich_help_panel=STEP),
-    ] = None,
-    steps: Annotated[
-        int | None, typer.Option(min=1, help="Largest number of updates.", rich_help_panel=STEP)
-    ] = None,
-    gain: Annotated[
-        float | None, typer.Option(help="κ, the slope of the tanh; inf: the sign.", rich_help_panel=STEP)
-    ] = None,
-    decay: Annotated[float | None, typer.Option(help="μ, of the momentum.", rich_help_panel=STEP)] = None,
-    normalize: Annotated[
-        str | None, typer.Option(help="mean_abs, max_abs, rms or none.", rich_help_panel=STEP)
-    ] = None,
-    loss: Annotated[str | None, typer.Option(help="ce, margin, dlr or jitter.", rich_help_panel=STEP)] = None,
-    random_start: Annotated[
-        bool | None,
-        typer.Option("--random-start/--no-random-start", help="Start anywhere within ε.", rich_help_panel=STEP),
-    ] = None,
-    restarts: Annotated[
-        int | None, typer.Option(min=1, help="Attempts, each from another start.", rich_help_panel=STEP)
-    ] = None,
-    early_stop: Annotated[
-        bool | None,
-        typer.Option("--early-stop/--no-early-stop", help="Stop once fooled.", rich_help_panel=STEP),
-    ] = None,
-    growth: Annotated[
-        float | None, typer.Option(help="γ, by which α grows with each update.", rich_help_panel=STEP)
-    ] = None,
-    refine: Annotated[
-        int | None, typer.Option(min=0, help="Passes that look for a smaller ℓ2.", rich_help_panel=STEP)
-    ] = None,
-    levels: Annotated[
-        int | None,
-        typer.Option(min=2, help="256: results lie on 8-bit values and are judged there.", rich_help_panel=STEP),
-    ] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Of whatever is drawn.", rich_help_panel=STEP)] = 0,
-    domain: Annotated[
-        str | None,
-        typer.Option(help=f"{', '.join(DOMAINS)}; the attack's own if not given.", rich_help_panel=DOMAIN),
-    ] = None,
-    patch: Annotated[int | None, typer.Option(min=1, help="Side of a window.", rich_help_panel=DOMAIN)] = None,
-    stride: Annotated[int | None, typer.Option(min=1, help="Between windows.", rich_help_panel=DOMAIN)] = None,
-    score: Annotated[
-        str | None, typer.Option(help="prob, log_prob, logit or margin.", rich_help_panel=DOMAIN)
-    ] = None,
-    fill: Annotated[
-        str | None, typer.Option(help="A value, one a channel, mean or blur.", rich_help_panel=DOMAIN)
-    ] = None,
-    rule: Annotated[
-        str | None, typer.Option(help="top, threshold, flip or soft.", rich_help_panel=DOMAIN)
-    ] = None,
-    coverage: Annotated[
-        float | None, typer.Option(min=0, max=1, help="Share of the pixels, rule top.", rich_help_panel=DOMAIN)
-    ] = None,
-    threshold: Annotated[
-        float | None, typer.Option(help="Share of the largest score, rule threshold.", rich_help_panel=DOMAIN)
-    ] = None,
-    background: Annotated[
-        float | None,
-        typer.Option(min=0, max=1, help="β, what pixels outside get of ε and α.", rich_help_panel=DOMAIN),
-    ] = None,
-    relax: Annotated[
-        str | None,
-        typer.Option(help="Share of the steps after which β is 1; none: never.", rich_help_panel=DOMAIN),
-    ] = None,
-    batch_size: Annotated[
-        int | None, typer.Option(min=1, help="Images at once.", rich_help_panel=COMPUTE)
-    ] = None,
-    device: Device = "cpu",
-    precision: Annotated[
-        str, typer.Option(help="auto, float32 or bfloat16.", rich_help_panel=COMPUTE)
-    ] = "auto",
-    backend: Annotated[
-        str,
-        typer.Option(help=f"{', '.join(backends.NAMES)}.", callback=check_backend, rich_help_panel=COMPUTE),
-    ] = "auto",
-    max_memory: Annotated[
-        int | None, typer.Option(min=1, help="Bytes of scratch space of occlusion.", rich_help_panel=COMPUTE)
-    ] = None,
-    cuda_graphs: Annotated[
-        bool | None,
-        typer.Option("--cuda-graphs/--no-cuda-graphs", help="Record passes on a GPU.", rich_help_panel=COMPUTE),
-    ] = None,
+    out: Out, model: Model = "photos", weights: Weights = None, data: Data = "photos", split: Split = "test",
+    size: Size = None, mean: Mean = None, std: Std = None, limit: Limit = None, shard_size: ShardSize = None,
+    keep_domain: KeepDomain = False, keep_scores: KeepScores = False, quiet: Quiet = False,
+    preset: Preset = "SDSGSM", eps: Eps = 8.0, alpha: Alpha = None, steps: Steps = None, gain: Gain = None,
+    decay: Decay = None, normalize: Normalize = None, loss: Loss = None, random_start: RandomStart = None,
+    restarts: Restarts = None, early_stop: EarlyStop = None, growth: Growth = None, refine: Refine = None,
+    levels: Levels = None, seed: Seed = 0, domain: Domain = None, patch: Patch = None, stride: Stride = None,
+    score: Score = None, fill: Fill = None, rule: Rule = None, coverage: Coverage = None,
+    threshold: Threshold = None, background: Background = None, relax: Relax = None, batch_size: BatchSize = None,
+    device: Device = "cpu", precision: Precision = "auto", backend: Backend = "auto", max_memory: MaxMemory = None,
+    cuda_graphs: CudaGraphs = None,
 ) -> None:  # fmt: skip
     """Attack a data set into a folder; the same command again goes on where it was stopped."""
     if preset not in PRESETS:

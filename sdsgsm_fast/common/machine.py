@@ -4,19 +4,12 @@ from __future__ import annotations
 
 import os
 import platform
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import numpy as np
 import torch
 
-
-def package_version() -> str:
-    """Version of the installed distribution; "0+unknown" in a source tree."""
-    try:
-        return version("sdsgsm-fast")
-    except PackageNotFoundError:
-        return "0+unknown"
+from .version import package_version
 
 
 def machine() -> dict[str, str | int]:

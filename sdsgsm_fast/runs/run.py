@@ -94,6 +94,8 @@ def attack_dataset(
         checks.choice("keep", name, KEPT)
     if limit is not None:
         checks.integer("limit", limit, 1)
+    if attack.bounds != (0.0, 1.0):
+        raise ValueError(f"bounds: images of a data set lie in [0, 1], the attack's in {list(attack.bounds)}")
     total = len(data) if limit is None else min(limit, len(data))
     if not total:
         raise ValueError(f"{data.name}: holds no images")

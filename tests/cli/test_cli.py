@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
+from sdsgsm_fast.cli.main import COMMANDS
 from sdsgsm_fast.cli.report import write_json, write_text
 from sdsgsm_fast.kernels import native
 
@@ -76,7 +79,8 @@ def test_demo_writes_table_and_figure(tmp_path: Path, backend: str) -> None:
         (["demo", "--per-class", "0"], "--per-class"),
         (["demo", "--device", "nowhere"], "nowhere"),
         (["demo", "--out", "/proc/none"], "cannot write to the folder"),
-        (["attack"], "No such command"),
+        (["explode"], "No such command"),
+        (["attack"], "Missing option '--out'"),
     ],
 )
 def test_bad_input_is_one_message_and_exit_2(tmp_path: Path, arguments: list[str], message: str) -> None:
@@ -117,3 +121,33 @@ def test_files_are_written_whole_or_not_at_all(tmp_path: Path) -> None:
         write_text(path, "\ud800")
     assert json.loads(path.read_text())["rate"] is None
     assert [p.name for p in path.parent.iterdir()] == ["table.json"]
+
+
+def test_help_is_there_at_once_and_says_what_the_commands_say() -> None:
+    program = (
+        "import sys\n"
+        "from sdsgsm_fast.cli.main import main\n"
+        "sys.argv = ['sdsgsm', '--help']\n"
+        "try: main()\n"
+        "except SystemExit as end: assert not end.code\n"
+        "assert 'torch' not in sys.modules\n"
+    )
+    start = time.perf_counter()
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert time.perf_counter() - start < 2  # 0.2 s on a machine that does nothing else
+    for name, (module, text) in COMMANDS.items():
+        assert name in done.stdout
+        command = getattr(importlib.import_module(f"sdsgsm_fast.cli.{module}"), name)
+        assert (command.__doc__ or "").splitlines()[0] == text
+
+
+def test_every_public_name_is_there() -> None:
+    import sdsgsm_fast
+
+    for name in sdsgsm_fast.__all__:
+        assert getattr(sdsgsm_fast, name) is not None
+    assert set(sdsgsm_fast.__all__) <= set(dir(sdsgsm_fast))
+    assert sdsgsm_fast.__version__
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        _ = sdsgsm_fast.nothing

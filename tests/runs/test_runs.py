@@ -187,6 +187,7 @@ def test_settings_that_cannot_be_written_down(net: Any, data: ArraySet, tmp_path
     for attack, message in (
         (SDSGSM(net, eps=torch.full((COUNT,), 0.03)), "eps: a run takes numbers"),
         (SDSGSM(net, domain=lambda *given: None), "domain: a run takes numbers"),
+        (SDSGSM(net, bounds=(-1.0, 1.0)), r"bounds: images of a data set lie in \[0, 1\]"),
         (PGD(net), "seed: a run that draws random numbers needs one"),
         (DIFGSM(net), "seed: a run that draws"),
     ):
