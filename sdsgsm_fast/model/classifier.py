@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+import weakref
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Protocol
@@ -17,6 +19,10 @@ from ..common.host import to_device, to_host, unequal
 from ..common.numerics import compute_dtype, normalised
 
 Model = Callable[[Tensor], Any]
+
+_LOCK = threading.Lock()
+_LOCKS: weakref.WeakKeyDictionary[nn.Module, threading.RLock] = weakref.WeakKeyDictionary()
+"""Of modules that are held: two threads would undo each other's flags."""
 
 PRECISIONS = ("auto", "float32", "bfloat16")
 PREDICTED = 64  # images of a batch whose classes alone are asked for
@@ -125,29 +131,12 @@ class Classifier:
         """Hold the module in eval mode and without parameter gradients; leave it as it was.
 
         Flags, `.grad`, buffers and the global random state come back, also after an exception. A
-        callable that is no module, nor a method of one, cannot be held: it is used as it is. Two
-        threads must not hold one module at the same time.
+        callable that is no module, nor a method of one, cannot be held: it is used as it is. Of two
+        threads that want one module the second waits.
         """
         module = nn.Module() if self.module is None else self.module  # one may have a length of 0
-        modes = [m for m in module.modules() if getattr(m, "training", False)]
-        wanted = [p for p in module.parameters() if p.requires_grad]
-        buffers = [(m, dict(m._buffers), _copies(m)) for m in module.modules()]
-        cuda = {p.device.index for p in module.parameters() if p.is_cuda}
-        with _random_state_kept(sorted(i for i in cuda if i is not None)):
-            try:
-                for m in modes:
-                    m.training = False
-                for p in wanted:
-                    p.requires_grad_(False)
-                yield
-            finally:
-                for m in modes:
-                    m.training = True
-                for p in wanted:
-                    p.requires_grad_(True)
-                for m, objects, _ in buffers:
-                    _restore_objects(m, objects)
-                _restore_values([pair for _, objects, copies in buffers for pair in _pairs(objects, copies)])
+        with _lock_of(module), _held(module):
+            yield
 
     def input_dtype(self, images: Tensor) -> torch.dtype:
         """Dtype in which the model takes its input: that of its parameters, else of `images`."""
@@ -314,6 +303,36 @@ def _beyond(logits: Tensor, uncertainty: float) -> Tensor:
 def _numbers(value: checks.PerChannel | None) -> checks.PerChannel | None:
     """What a tensor or an array holds, so that nobody waits for a device again; else as it is."""
     return value.flatten().tolist() if isinstance(value, (Tensor, np.ndarray)) else value
+
+
+def _lock_of(module: nn.Module) -> threading.RLock:
+    """The one lock of a module."""
+    with _LOCK:
+        return _LOCKS.setdefault(module, threading.RLock())
+
+
+@contextmanager
+def _held(module: nn.Module) -> Iterator[None]:
+    """Eval mode, no parameter gradients; flags, buffers and the random state come back."""
+    modes = [m for m in module.modules() if getattr(m, "training", False)]
+    wanted = [p for p in module.parameters() if p.requires_grad]
+    buffers = [(m, dict(m._buffers), _copies(m)) for m in module.modules()]
+    cuda = {p.device.index for p in module.parameters() if p.is_cuda}
+    with _random_state_kept(sorted(i for i in cuda if i is not None)):
+        try:
+            for m in modes:
+                m.training = False
+            for p in wanted:
+                p.requires_grad_(False)
+            yield
+        finally:
+            for m in modes:
+                m.training = True
+            for p in wanted:
+                p.requires_grad_(True)
+            for m, objects, _ in buffers:
+                _restore_objects(m, objects)
+            _restore_values([pair for _, objects, copies in buffers for pair in _pairs(objects, copies)])
 
 
 @contextmanager
