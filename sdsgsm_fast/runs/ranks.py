@@ -82,6 +82,7 @@ class Ranks:
         while self.leads and self.store.add("finished", 0) < self.world:
             look(self.made(0))
             time.sleep(POLL)
+        look(self.made(0))
 
     def close(self, end: Callable[[], dict[str, Any]] | None) -> dict[str, Any] | None:
         """What `end`, which the first rank does, returns; None where the set is not complete."""

@@ -283,7 +283,7 @@ def test_killed_at_random_moments_the_set_is_the_same(tmp_path: Path) -> None:
     assert started(tmp_path / "whole").wait() == 0
     whole, draw = time.monotonic() - begun, random.Random(1)
     kills = 0
-    for _ in range(6):
+    for _ in range(4):
         process = started(tmp_path / "killed")
         try:
             process.wait(timeout=whole * draw.uniform(0.5, 0.95))
