@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[1]
 GPU = ROOT / "bench" / "gpu"
 
@@ -17,6 +19,7 @@ def ran(*command: object) -> str:
     return done.stdout
 
 
+@pytest.mark.slow
 def test_kernels_programs_and_what_gathers_them(tmp_path: Path) -> None:
     ran(GPU / "kernels.py", "--small", "--json", tmp_path / "kernels.json")
     ran(GPU / "programs.py", "--small", "--seconds", 4, "--json", tmp_path / "programs.json")

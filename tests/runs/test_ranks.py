@@ -9,6 +9,8 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
+
 from sdsgsm_fast import runs
 
 OPTIONS = ("attack", "--limit", "48", "--shard-size", "4", "--steps", "3", "--domain", "none", "--out")
@@ -16,6 +18,14 @@ OPTIONS = ("attack", "--limit", "48", "--shard-size", "4", "--steps", "3", "--do
 
 def contents(folder: Path) -> dict[str, bytes]:
     return {p.name: p.read_bytes() for p in sorted(folder.iterdir()) if p.name != ".lock"}
+
+
+@pytest.fixture(scope="module")
+def expected(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    """The set as one process makes it."""
+    folder = tmp_path_factory.mktemp("one")
+    alone(folder)
+    return contents(folder)
 
 
 def alone(out: Path) -> None:
@@ -59,18 +69,16 @@ def until_some_are_made(out: Path, count: int) -> None:
         time.sleep(0.02)
 
 
-def test_two_ranks_make_what_one_process_makes(tmp_path: Path) -> None:
-    alone(tmp_path / "one")
+def test_two_ranks_make_what_one_process_makes(expected: dict[str, bytes], tmp_path: Path) -> None:
     process = torchrun(tmp_path / "two")
     said, _ = process.communicate(timeout=300)
     assert process.returncode == 0, said
-    assert contents(tmp_path / "two") == contents(tmp_path / "one")
+    assert contents(tmp_path / "two") == expected
     assert said.count("48/48 images") == 1, "one rank speaks"
     assert runs.verify(tmp_path / "two").sound
 
 
-def test_a_rank_that_dies_is_started_again_and_a_killed_run_resumed(tmp_path: Path) -> None:
-    alone(tmp_path / "one")
+def test_a_rank_that_dies_is_started_again_and_a_killed_run_resumed(expected: dict[str, bytes], tmp_path: Path) -> None:
     process = torchrun(tmp_path / "two", "--max-restarts", "2")
     until_some_are_made(tmp_path / "two", 2)
     victim = worker(process.pid, "1")
@@ -78,7 +86,7 @@ def test_a_rank_that_dies_is_started_again_and_a_killed_run_resumed(tmp_path: Pa
     os.kill(victim, signal.SIGKILL)
     said, _ = process.communicate(timeout=300)
     assert process.returncode == 0, said
-    assert contents(tmp_path / "two") == contents(tmp_path / "one")
+    assert contents(tmp_path / "two") == expected
 
     process = torchrun(tmp_path / "killed")
     until_some_are_made(tmp_path / "killed", 2)
@@ -89,4 +97,4 @@ def test_a_rank_that_dies_is_started_again_and_a_killed_run_resumed(tmp_path: Pa
     process.communicate(timeout=60)
     assert not runs.verify(tmp_path / "killed").sound
     alone(tmp_path / "killed")
-    assert contents(tmp_path / "killed") == contents(tmp_path / "one")
+    assert contents(tmp_path / "killed") == expected
