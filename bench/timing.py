@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from sdsgsm_fast.cli.report import write_json
+from sdsgsm_fast.common.files import write_json
 from sdsgsm_fast.common.machine import machine
 
 

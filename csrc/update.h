@@ -106,14 +106,25 @@ SDSGSM_HD T direction(T v, const UpdateSettings<T>& s) {
   return Sign ? sign_of(v) : smooth(s.gain * v);
 }
 
+// Equation 7 before its clip: where a pixel would go, and how far from the image it may be.
+template <class T>
+struct Moved {
+  T value, budget;
+};
+
+template <class T>
+SDSGSM_HD Moved<T> moved_by(T adv, T m, T direction, const UpdateSettings<T>& s) {
+  const T weight = allocation(s.background, m);
+  return {adv + s.alpha * weight * direction, s.eps * weight};
+}
+
 // Equation 7.
 template <class T>
 SDSGSM_HD T stepped(T adv, T image, T m, T direction, const UpdateSettings<T>& s) {
-  const T weight = allocation(s.background, m);
-  const T moved = adv + s.alpha * weight * direction;
-  const T lowest = larger(s.lo, image - s.eps * weight);
-  const T highest = smaller(s.hi, image + s.eps * weight);
-  return smaller(larger(moved, lowest), highest);
+  const Moved<T> moved = moved_by(adv, m, direction, s);
+  const T lowest = larger(s.lo, image - moved.budget);
+  const T highest = smaller(s.hi, image + moved.budget);
+  return smaller(larger(moved.value, lowest), highest);
 }
 
 }  // namespace sdsgsm

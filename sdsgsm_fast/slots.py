@@ -227,6 +227,7 @@ class Slots:
                 self.size //= 2
 
     def _allocate_all(self, batch: Batch, *, channels_last: bool) -> None:
+        """The tensors of all slots."""
         s, values = self.settings, {name: getattr(batch, name) for name in SLOT_DATA}
         self.numbers = {k: v for k, v in values.items() if isinstance(v, float)}
         self.data = {k: v[:1].new_empty((self.size, *v.shape[1:])) for k, v in values.items() if isinstance(v, Tensor)}

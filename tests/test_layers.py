@@ -27,7 +27,7 @@ LAYERS = (
 """From the bottom up; modules of one layer do not import each other unless they share a folder."""
 
 RANK = {name: place for place, names in enumerate(LAYERS) for name in names}
-ENTRIES = ("__init__", "__main__")  # which import whatever is public
+ENTRIES = ("__init__", "__main__", "public")  # which import whatever is public
 FILES = sorted(p.relative_to(PACKAGE) for p in PACKAGE.rglob("*.py"))
 
 

@@ -18,7 +18,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from sdsgsm_fast.cli.report import write_json
+from sdsgsm_fast.common.files import write_json
 
 ROOT = Path(__file__).parents[2]
 PROFILED = (

@@ -1,7 +1,7 @@
 #!/bin/sh
 # Check and measure on this machine's GPU, in two parts of a few minutes each.
 #
-#   bench/gpu/run.sh kernels OUT     import or build, microbenchmarks, tests, memcheck, profiles: 330 s at most
+#   bench/gpu/run.sh kernels OUT     import or build, microbenchmarks, tests, memcheck, profiles: 270 s at most
 #   bench/gpu/run.sh programs OUT    attacks, maps and sweeps beside other libraries: 330 s at most
 #
 # OUT gets JSON that is rewritten after every row, and the log of each step; `bench/gpu/gather.py OUT FILE` puts them
@@ -60,26 +60,26 @@ if [ -n "$prepared" ] && ls "$prepared"/wheels/*.whl >/dev/null 2>&1; then
   "$python" -m pip install -q --no-index --no-deps --no-compile --target "$work/site" "$prepared"/wheels/*.whl
   export PYTHONPATH="$work/site${PYTHONPATH:+:$PYTHONPATH}"
 fi
-step "$part-import" 60 "$python" -c "import sdsgsm_fast._native_cuda, sdsgsm_fast as s; print(s.__file__)"
+step "$part-import" 15 "$python" -c "import sdsgsm_fast._native_cuda, sdsgsm_fast as s; print(s.__file__)"
 
 if [ "$part" = kernels ]; then
-  step kernels 105 "$python" bench/gpu/kernels.py --seconds 85 ${SMALL:+--small} --json "$out/kernels.json"
-  step tests 110 "$python" -m pytest -v --tb=short --durations=5 -p no:cacheprovider \
+  step kernels 85 "$python" bench/gpu/kernels.py --seconds 70 ${SMALL:+--small} --json "$out/kernels.json"
+  step tests 90 "$python" -m pytest -v --tb=short --durations=5 -p no:cacheprovider \
     -n "${WORKERS:-14}" --dist worksteal tests/kernels/test_gpu.py
   if command -v compute-sanitizer >/dev/null; then
-    step memcheck 50 compute-sanitizer --tool memcheck --error-exitcode 9 "$python" bench/gpu/sanitize.py native
+    step memcheck 40 compute-sanitizer --tool memcheck --error-exitcode 9 "$python" bench/gpu/sanitize.py native
   else
     echo "memcheck 127 0 0" >>"$out/$part.steps"
   fi
   if command -v ncu >/dev/null; then # what holds four kernels up: registers, throughput, stalls
-    step profile 45 ncu --clock-control none --csv --launch-count 12 --kernel-name-base demangled \
+    step profile 40 ncu --clock-control none --csv --launch-count 12 --kernel-name-base demangled \
       --kernel-name 'regex:sdsgsm|update_' --section LaunchStats --section Occupancy --section SpeedOfLight \
       --section MemoryWorkloadAnalysis --section WarpStateStats "$python" bench/gpu/sanitize.py --profile
   else
     echo "profile 127 0 0" >>"$out/$part.steps"
   fi
 else
-  step programs 325 "$python" bench/gpu/programs.py --seconds 300 ${SMALL:+--small} --json "$out/programs.json" \
+  step programs 315 "$python" bench/gpu/programs.py --seconds 290 ${SMALL:+--small} --json "$out/programs.json" \
     ${prepared:+--prepared "$prepared"}
 fi
 rm -rf "$work"

@@ -87,9 +87,8 @@ struct Inputs {
 template <class C>
 __device__ __forceinline__ C stepped_fast(C adv, C image, C m, C direction,
                                           const UpdateSettings<C>& s) {
-  const C weight = allocation(s.background, m);
-  const C moved = adv + s.alpha * weight * direction;
-  return clipped(moved, image, s.eps * weight, s.lo, s.hi);
+  const Moved<C> moved = moved_by(adv, m, direction, s);
+  return clipped(moved.value, image, moved.budget, s.lo, s.hi);
 }
 
 template <class C>

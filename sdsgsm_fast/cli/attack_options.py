@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from ..kernels import backends
-from .options import check_backend, check_device
+from .options import check_backend
 
 DOMAINS = ("occlusion", "gradient", "none")
 
@@ -20,23 +20,6 @@ def _panel(name: str) -> Any:
 
 
 run, step, domain, compute = map(_panel, ("The run", "The attack", "Its domain", "How it is computed"))
-
-Model = Annotated[
-    str,
-    typer.Option(help="photos, package.module:factory, file.py:factory, a TorchScript or torch.export file, "
-                      "timm:NAME, torchvision:NAME or hf:DIRECTORY."),
-]  # fmt: skip
-Weights = Annotated[Path | None, typer.Option(help=".safetensors, for a factory, timm or torchvision.")]
-Data = Annotated[
-    str,
-    typer.Option(help="photos, CIFAR in python format (folder or tar.gz), a folder a class or a tar of one, "
-                      ".npz or .safetensors."),
-]  # fmt: skip
-Split = Annotated[str, typer.Option(help="test or train, of CIFAR and of photos.")]
-Size = Annotated[int | None, typer.Option(min=1, help="Side to which image files are resized and cut.")]
-Device = Annotated[str, typer.Option(help="cpu, cuda or cuda:N.", callback=check_device)]
-Mean = Annotated[str | None, typer.Option(help="In place of the model's own: 0.5 or 0.4,0.5,0.6.")]
-Std = Annotated[str | None, typer.Option(help="The same; both go together.")]
 
 Out = Annotated[Path, typer.Option(help="Folder of the set: new, empty, or that of the same run.")]
 Limit = Annotated[int | None, run(min=1, help="So many images, evenly chosen.")]
@@ -66,6 +49,7 @@ Patch = Annotated[int | None, domain(min=1, help="Side of a window.")]
 Stride = Annotated[int | None, domain(min=1, help="Between windows.")]
 Score = Annotated[str | None, domain(help="prob, log_prob, logit or margin.")]
 Fill = Annotated[str | None, domain(help="A value, one a channel, mean or blur.")]
+Method = Annotated[str | None, domain(help="auto, dense or incremental: how windows are scored.")]
 Rule = Annotated[str | None, domain(help="top, threshold, flip or soft.")]
 Coverage = Annotated[float | None, domain(min=0, max=1, help="Share of the pixels, rule top.")]
 Threshold = Annotated[float | None, domain(help="Share of the largest score, rule threshold.")]

@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ..attack import Settings
+from ..common.files import write_bytes, write_json
 from ..common.machine import machine
 from ..common.progress import Progress
 from ..data import images as sources
@@ -21,29 +22,30 @@ from ..metrics import mean
 from ..model.classifier import Classifier
 from . import compare as runs
 from .figures import draw_curves, draw_passes
-from .options import bars, check_backend, check_device, check_folder, numbers
-from .report import COMPARE, COMPARE_LPIPS, Row, csv_text, markdown, plain, write_json, write_text
+from .options import (
+    Data,
+    Device,
+    Mean,
+    Model,
+    Size,
+    Split,
+    Std,
+    Weights,
+    bars,
+    check_backend,
+    check_folder,
+    load_model,
+    numbers,
+)
+from .report import COMPARE, COMPARE_LPIPS, Row, csv_text, markdown, plain
 
 Told = Callable[[str], Progress | None]
 
 
 def compare(
-    model: Annotated[
-        str,
-        typer.Option(help="photos, package.module:factory, file.py:factory, a TorchScript or torch.export file, "
-                          "timm:NAME, torchvision:NAME or hf:DIRECTORY."),
-    ] = "photos",
-    weights: Annotated[Path | None, typer.Option(help=".safetensors, for a factory, timm or torchvision.")] = None,
-    data: Annotated[
-        str,
-        typer.Option(help="photos, CIFAR in python format (folder or tar.gz), a folder a class or a tar of one, "
-                          ".npz or .safetensors."),
-    ] = "photos",
-    split: Annotated[str, typer.Option(help="test or train, of CIFAR and of photos.")] = "test",
-    size: Annotated[int | None, typer.Option(min=1, help="Side to which image files are resized and cut.")] = None,
+    model: Model = "photos", weights: Weights = None, data: Data = "photos", split: Split = "test", size: Size = None,
     limit: Annotated[int, typer.Option(min=1, help="Images of this library's attacks; spread over the data.")] = 256,
-    mean: Annotated[str | None, typer.Option(help="In place of the model's own: 0.5 or 0.4,0.5,0.6.")] = None,
-    std: Annotated[str | None, typer.Option(help="The same; both go together.")] = None,
+    mean: Mean = None, std: Std = None,
     eps: Annotated[float, typer.Option(min=0.1, max=255, help="ε, in units of 1/255.")] = 8.0,
     steps: Annotated[int, typer.Option(min=1, max=10_000, help="Largest number of updates, of this library's.")] = 20,
     attack: Annotated[
@@ -63,7 +65,7 @@ def compare(
     batch_size: Annotated[int | None, typer.Option(min=1, help="Images at once; none: what suits the device.")] = None,
     backend: Annotated[str, typer.Option(help=", ".join(backends.NAMES) + ".", callback=check_backend)] = "auto",
     precision: Annotated[str, typer.Option(help="auto, float32 or bfloat16.")] = "auto",
-    device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N.", callback=check_device)] = "cpu",
+    device: Device = "cpu",
     out: Annotated[Path, typer.Option(help="Folder of results.", callback=check_folder)] = Path("sdsgsm-compare"),
 ) -> None:  # fmt: skip
     """Compare attacks on a model and images: table, CSV, JSON, Markdown and figures."""
@@ -75,8 +77,9 @@ def compare(
     )  # fmt: skip
     console = Console(soft_wrap=True, highlight=False)
     common: Settings = {"backend": backend, "batch_size": batch_size, "precision": precision}
-    given = (numbers("--mean", mean), numbers("--std", std))
-    subject, about = _subject(model, weights, data, split, size, limit, given, device, common)
+    loaded = load_model(model, weights, mean, std, device)
+    origin = "from the model's source" if mean is None else "from --mean and --std"
+    subject, about = _subject(model, loaded, origin, data, split, size, limit, device, common)
     for line in about["lines"]:
         console.print(line)
     rows, points = _rows(subject, plan, console)
@@ -131,23 +134,18 @@ def _known(option: str, chosen: Sequence[str], known: Any) -> list[str]:
 
 
 def _subject(
-    model: str, weights: Path | None, data: str, split: str, size: int | None, limit: int,
-    given: tuple[tuple[float, ...] | None, tuple[float, ...] | None], device: str, common: Settings,
+    model: str, loaded: models.LoadedModel, origin: str, data: str, split: str, size: int | None, limit: int,
+    device: str, common: Settings,
 ) -> tuple[runs.Subject, dict[str, Any]]:  # fmt: skip
     """The model and images that options name, and what to say of them."""
-    loaded = models.load(model, weights=weights)
     found = sources.load(data, split=split, size=size)
     if not len(found):
         raise ValueError(f"{data}: holds no images")
     chosen = runs.spread(len(found), limit)
     images, labels = (tensor.to(device) for tensor in found.rows(chosen))
-    if (given[0] is None) != (given[1] is None):
-        raise typer.BadParameter("expected --mean and --std together", param_hint="--mean")
-    origin, (mean_, std_) = "from --mean and --std", given
-    if mean_ is None:
-        origin, mean_, std_ = "from the model's source", loaded.mean, loaded.std
+    mean_, std_ = loaded.mean, loaded.std
     known = mean_ is not None or std_ is not None
-    classifier = Classifier(loaded.model.to(device), mean=mean_, std=std_, batch_size=common.get("batch_size"))
+    classifier = Classifier(loaded.model, mean=mean_, std=std_, batch_size=common.get("batch_size"))
     classifier.check(images)
     accuracy = mean((classifier.predicted(images) == labels).double())
     lines = [
@@ -207,8 +205,8 @@ def _write(
     counts = sorted({row.metrics.images for row in rows if "library" in row.settings})
     if counts:
         console.print(f"Rows of other libraries: {counts[0]} images.")
-    write_text(out / "table.md", markdown(rows, columns))
-    write_text(out / "table.csv", csv_text(rows))
+    write_bytes(out / "table.md", markdown(rows, columns).encode())
+    write_bytes(out / "table.csv", csv_text(rows).encode())
     names = ["table.md", "table.csv", "table.json"]
     content = {**content, "rows": [row.as_dict() for row in rows], "curves": [row.as_dict() for row in points]}
     write_json(out / "table.json", content)

@@ -9,11 +9,12 @@ import torch
 import typer
 from rich.console import Console
 
+from ..common.files import write_bytes, write_json
 from ..common.machine import machine
 from ..kernels import backends
 from . import demo as scenes
 from .options import bars, check_backend, check_device, check_folder
-from .report import markdown, plain, write_json, write_text
+from .report import markdown, plain
 
 
 def demo(
@@ -61,6 +62,6 @@ def demo(
         "rows": [row.as_dict() for row in rows],
     }
     write_json(out / "table.json", content)
-    write_text(out / "table.md", markdown(rows))
+    write_bytes(out / "table.md", markdown(rows).encode())
     scenes.draw_figure(out / "figure.png", scene, outcomes[-1][1], eps=eps / 255)  # SD-SGSM's
     console.print(f"wrote table.json, table.md and figure.png to {out}")

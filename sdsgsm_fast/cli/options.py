@@ -5,7 +5,9 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
+from typing import Annotated
 
 import torch
 import typer
@@ -14,6 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsed
 from rich.progress import Progress as Bars
 
 from ..common.progress import Progress
+from ..data import models
 from ..kernels import backends
 
 
@@ -74,3 +77,37 @@ def numbers(name: str, text: str | None) -> tuple[float, ...] | None:
         raise typer.BadParameter(
             f"expected numbers with commas between them, found {text!r}", param_hint=name
         ) from None
+
+
+Model = Annotated[
+    str,
+    typer.Option(help="photos, package.module:factory, file.py:factory, a TorchScript or torch.export file, "
+                      "timm:NAME, torchvision:NAME or hf:DIRECTORY."),
+]  # fmt: skip
+Weights = Annotated[Path | None, typer.Option(help=".safetensors, for a factory, timm or torchvision.")]
+Data = Annotated[
+    str,
+    typer.Option(help="photos, CIFAR in python format (folder or tar.gz), a folder a class or a tar of one, "
+                      ".npz or .safetensors."),
+]  # fmt: skip
+Split = Annotated[str, typer.Option(help="test or train, of CIFAR and of photos.")]
+Size = Annotated[int | None, typer.Option(min=1, help="Side to which image files are resized and cut.")]
+Device = Annotated[str, typer.Option(help="cpu, cuda or cuda:N.", callback=check_device)]
+Mean = Annotated[str | None, typer.Option(help="In place of the model's own: 0.5 or 0.4,0.5,0.6.")]
+Std = Annotated[str | None, typer.Option(help="The same; both go together.")]
+
+
+def load_model(model: str, weights: Path | None, mean: str | None, std: str | None, device: str) -> models.LoadedModel:
+    """The model on its device, with the normalisation that was asked for, else its own.
+
+    Raises
+    ------
+    typer.BadParameter
+        If one of mean and standard deviation is given without the other.
+    """
+    loaded = models.load(model, weights=weights)
+    given = (numbers("--mean", mean), numbers("--std", std))
+    if (given[0] is None) != (given[1] is None):
+        raise typer.BadParameter("expected --mean and --std together", param_hint="--mean")
+    loaded.model.to(device)
+    return loaded if given[0] is None else replace(loaded, mean=given[0], std=given[1])

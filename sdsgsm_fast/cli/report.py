@@ -1,16 +1,11 @@
-"""Tables of attacks, as text, Markdown and JSON, written whole or not at all."""
+"""Tables of attacks, as text, Markdown and CSV."""
 
 from __future__ import annotations
 
 import csv
 import io
-import json
-import math
-import os
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from ..metrics import Metrics
@@ -92,30 +87,3 @@ def csv_text(rows: Sequence[Row]) -> str:
     writer.writeheader()
     writer.writerows(lines)
     return buffer.getvalue()
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a file whole or not at all: an interrupted or failed write leaves the old one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-        os.chmod(name, 0o644)
-        os.replace(name, path)
-    except BaseException:
-        os.unlink(name)
-        raise
-
-
-def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Write JSON, atomically; NaN and infinities, which JSON lacks, become null."""
-    write_text(path, json.dumps(_without_nan(content), indent=2, allow_nan=False) + "\n")
-
-
-def _without_nan(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _without_nan(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_without_nan(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -16,7 +16,6 @@ from .. import presets, runs
 from ..attack import Attack
 from ..common.progress import Progress
 from ..data import images as sources
-from ..data import models
 from ..domains import Gradient, Occlusion
 from ..model.classifier import Classifier
 from .attack_options import (
@@ -27,9 +26,7 @@ from .attack_options import (
     BatchSize,
     Coverage,
     CudaGraphs,
-    Data,
     Decay,
-    Device,
     Domain,
     EarlyStop,
     Eps,
@@ -42,8 +39,7 @@ from .attack_options import (
     Limit,
     Loss,
     MaxMemory,
-    Mean,
-    Model,
+    Method,
     Normalize,
     Out,
     Patch,
@@ -57,16 +53,12 @@ from .attack_options import (
     Score,
     Seed,
     ShardSize,
-    Size,
-    Split,
-    Std,
     Steps,
     Stride,
     Threshold,
-    Weights,
     step,
 )
-from .options import bars, numbers
+from .options import Data, Device, Mean, Model, Size, Split, Std, Weights, bars, load_model, numbers
 
 PRESETS: dict[str, Callable[..., Attack]] = {
     name: kind for name, kind in vars(presets).items()
@@ -85,7 +77,7 @@ def attack(
     decay: Decay = None, normalize: Normalize = None, loss: Loss = None, random_start: RandomStart = None,
     restarts: Restarts = None, early_stop: EarlyStop = None, growth: Growth = None, refine: Refine = None,
     levels: Levels = None, seed: Seed = 0, domain: Domain = None, patch: Patch = None, stride: Stride = None,
-    score: Score = None, fill: Fill = None, rule: Rule = None, coverage: Coverage = None,
+    score: Score = None, fill: Fill = None, method: Method = None, rule: Rule = None, coverage: Coverage = None,
     threshold: Threshold = None, background: Background = None, relax: Relax = None, batch_size: BatchSize = None,
     device: Device = "cpu", precision: Precision = "auto", backend: Backend = "auto", max_memory: MaxMemory = None,
     cuda_graphs: CudaGraphs = None,
@@ -103,10 +95,10 @@ def attack(
     settings |= {"batch_size": batch_size, "max_memory": max_memory, "cuda_graphs": cuda_graphs}
     settings |= {} if alpha is None else {"alpha": alpha / 255}
     settings |= {} if relax is None else {"relax": None if relax == "none" else _number("--relax", relax)}
-    windows = {"patch": patch, "stride": stride, "score": score, "fill": _fill(fill)}
+    windows = {"patch": patch, "stride": stride, "score": score, "fill": _fill(fill), "method": method}
     cut = {"rule": rule, "coverage": coverage, "threshold": threshold}
     settings |= _domain(domain, _given(windows), _given(cut))
-    loaded, found = _loaded(model, weights, mean, std, _own(device)), sources.load(data, split=split, size=size)
+    loaded, found = load_model(model, weights, mean, std, _own(device)), sources.load(data, split=split, size=size)
     made = PRESETS[preset](loaded.model, mean=loaded.mean, std=loaded.std, **settings)
     keep = tuple(name for name, wanted in (("domain", keep_domain), ("scores", keep_scores)) if wanted)
     console = Console(soft_wrap=True, highlight=False, quiet=quiet or os.environ.get("RANK", "0") != "0")
@@ -139,7 +131,7 @@ def verify(
     """Read a set again: every byte, every verdict; the exit status is 1 if something is wrong."""
     classifier = None
     if model is not None:
-        loaded = _loaded(model, weights, mean, std, device)
+        loaded = load_model(model, weights, mean, std, device)
         classifier = Classifier(loaded.model, mean=loaded.mean, std=loaded.std)
     found = None if data is None else sources.load(data, split=split, size=size)
     report = runs.verify(folder, classifier=classifier, data=found)
@@ -150,16 +142,6 @@ def verify(
     typer.echo(f"{folder}: {'sound' if report.sound else 'not sound'}")
     if not report.sound:
         raise typer.Exit(1)
-
-
-def _loaded(model: str, weights: Path | None, mean: str | None, std: str | None, device: str) -> models.LoadedModel:
-    """The model on its device, with the normalisation that was asked for."""
-    loaded = models.load(model, weights=weights)
-    given = (numbers("--mean", mean), numbers("--std", std))
-    if (given[0] is None) != (given[1] is None):
-        raise typer.BadParameter("expected --mean and --std together", param_hint="--mean")
-    own = (loaded.mean, loaded.std) if given[0] is None else given
-    return models.LoadedModel(loaded.name, loaded.model.to(device), loaded.classes, *own, loaded.size)
 
 
 def _own(device: str) -> str:

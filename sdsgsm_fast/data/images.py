@@ -142,23 +142,19 @@ class FileSet(ImageSet):
         labels = torch.tensor([entry.label for entry in entries], dtype=torch.int64)
         return _unit(np.stack(pixels).transpose(0, 3, 1, 2).copy()), labels
 
-    def _member(self, name: str) -> Any:
-        """A regular file of the archive; a forked process opens the archive for itself."""
+    def _member(self, name: str) -> tuple[tarfile.TarFile, tarfile.TarInfo]:
+        """The archive and a regular file in it; a forked process opens the archive for itself."""
         if self._tar is None or self._tar[0] != os.getpid():
             assert self.archive is not None
             self._tar = os.getpid(), *_opened_tar(self.archive)
         _, archive, members = self._tar
         if name not in members:
             raise ValueError("it is no regular file any more")
-        return archive.extractfile(members[name])
+        return archive, members[name]
 
     def size_of(self, entry: Entry) -> int:
         """Bytes of an image file."""
-        if self.archive is None:
-            return Path(entry.name).stat().st_size
-        with self._member(entry.name):
-            assert self._tar is not None
-            return self._tar[2][entry.name].size
+        return Path(entry.name).stat().st_size if self.archive is None else self._member(entry.name)[1].size
 
     def _read(self, entry: Entry) -> npt.NDArray[np.uint8]:
         where = f"{self.name}: {one_line(entry.name)}"
@@ -166,7 +162,8 @@ class FileSet(ImageSet):
             if self.archive is None:
                 raw = _read_limited(Path(entry.name))
             else:
-                raw = self._member(entry.name).read(MAX_FILE + 1)
+                archive, member = self._member(entry.name)
+                raw = archive.extractfile(member).read(MAX_FILE + 1)  # type: ignore[union-attr]
         except Exception as error:  # of several kinds, by how the file is packed
             raise ValueError(f"{where}: cannot be read: {first_line(error)}") from error
         if len(raw) > MAX_FILE:

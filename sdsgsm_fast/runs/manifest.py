@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .files import json_bytes, sha256_of, write_bytes
+from ..common.files import json_bytes, write_bytes, write_json
+from .files import sha256_of
 from .shards import Shard, shards_of
 
 FORMAT = 1
@@ -59,7 +60,7 @@ class Manifest:
 
     def write(self, folder: Path) -> None:
         """Write it before any shard."""
-        write_bytes(folder / MANIFEST, json_bytes(self.as_dict()))
+        write_json(folder / MANIFEST, self.as_dict())
 
     def differences(self, other: Manifest) -> list[str]:
         """What sets another run apart, in words."""

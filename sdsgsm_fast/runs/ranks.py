@@ -18,6 +18,9 @@ class Alone:
 
     leads = True
 
+    def __init__(self) -> None:
+        self.images = 0
+
     def share(self, begin: Callable[[], list[int]]) -> list[int]:
         """What `begin` finds: the numbers of the shards to be made."""
         return begin()
@@ -28,8 +31,8 @@ class Alone:
 
     def made(self, images: int) -> int:
         """Count images that were made; returns how many there are so far."""
-        self._images = getattr(self, "_images", 0) + images
-        return self._images
+        self.images += images
+        return self.images
 
     def gather(self, look: Callable[[int], None]) -> None:
         """Wait for the others."""

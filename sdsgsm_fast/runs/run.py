@@ -17,15 +17,16 @@ from torch import Tensor
 
 from ..attack import Attack, Settings
 from ..common import checks
+from ..common.files import write_bytes, write_json
 from ..common.progress import Progress
 from ..data.images import ImageSet
 from ..gradients import Diversity
 from . import digests
-from .files import forget_temporaries, locked, write_bytes
+from .files import forget_temporaries, locked
 from .manifest import MANIFEST, SUMMARY, SUMS, TABLE, Manifest, finished, names_of, note, read_manifest, sums_of
 from .ranks import Alone, Ranks, team
 from .shards import Shard, serialized, tensors_of
-from .summary import csv_bytes, json_of, summary_of
+from .summary import csv_bytes, summary_of
 
 MOST_IMAGES = 1024  # of a shard
 MOST_BYTES = 2**28  # of a shard's images
@@ -224,7 +225,7 @@ def _made(
 def _close(manifest: Manifest, folder: Path) -> dict[str, Any]:
     """Write the summary and the checksums of all; notes of single shards are then of no use."""
     summary = summary_of(folder, manifest)
-    write_bytes(folder / SUMMARY, json_of(summary))
+    write_json(folder / SUMMARY, summary)
     write_bytes(folder / TABLE, csv_bytes(summary))
     write_bytes(folder / SUMS, sums_of(folder, names_of(manifest)))
     for shard in manifest.shards:

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import csv
 import io
-import math
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ..common.files import without_nan
 from ..metrics import mean
-from .files import json_bytes
 from .manifest import Manifest
 from .shards import COUNTS, FLAGS, NUMBERS, read
 
@@ -29,7 +28,7 @@ def summary_of(folder: Path, manifest: Manifest) -> dict[str, Any]:
     """Counts and means over the images that were attacked; None where there is no mean."""
     found = columns_of(folder, manifest)
     tried = ~found["skipped"]
-    figures = {
+    figures: dict[str, Any] = {
         "images": len(tried),
         "skipped": int(found["skipped"].sum()),
         "attacked": int(tried.sum()),
@@ -38,12 +37,8 @@ def summary_of(folder: Path, manifest: Manifest) -> dict[str, Any]:
         **{name: mean(found[name][tried]) for name in NUMBERS},
         **{name: mean(found[name][tried]) for name in ("updates", "forward", "backward")},
     }
-    return {name: None if isinstance(v, float) and math.isnan(v) else v for name, v in figures.items()}
-
-
-def json_of(summary: dict[str, Any]) -> bytes:
-    """The summary as JSON."""
-    return json_bytes(summary)
+    summary: dict[str, Any] = without_nan(figures)
+    return summary
 
 
 def csv_bytes(summary: dict[str, Any]) -> bytes:

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from sdsgsm_fast.cli.main import COMMANDS
-from sdsgsm_fast.cli.report import write_json, write_text
+from sdsgsm_fast.common.files import write_bytes, write_json
 from sdsgsm_fast.kernels import native
 
 
@@ -117,8 +117,8 @@ def test_files_are_written_whole_or_not_at_all(tmp_path: Path) -> None:
     path = tmp_path / "a" / "table.json"
     write_json(path, {"rate": float("nan"), "rows": [{"x": 1.5}, {"y": float("inf")}]})
     assert json.loads(path.read_text()) == {"rate": None, "rows": [{"x": 1.5}, {"y": None}]}
-    with pytest.raises(UnicodeEncodeError):
-        write_text(path, "\ud800")
+    with pytest.raises(TypeError):
+        write_bytes(path, "no bytes")  # type: ignore[arg-type]
     assert json.loads(path.read_text())["rate"] is None
     assert [p.name for p in path.parent.iterdir()] == ["table.json"]
 

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from typer.testing import CliRunner
 
 from sdsgsm_fast import images as sources
+from sdsgsm_fast import models
 from sdsgsm_fast.cli import compare as runs
 from sdsgsm_fast.cli.main import app, main
 from sdsgsm_fast.cli.report import COMPARE, Row, csv_text
@@ -96,7 +97,8 @@ def test_images_are_spread_over_the_classes(tmp_path: Path) -> None:
     run("--data", tmp_path / "set.npz", "--attack", "FGSM", "--curve", "", "--limit", 10, "--out", tmp_path)
     from sdsgsm_fast.cli.compare_command import _subject
 
-    subject, _ = _subject("photos", None, str(tmp_path / "set.npz"), "test", None, 10, (None, None), "cpu", {})
+    loaded = models.load("photos")
+    subject, _ = _subject("photos", loaded, "", str(tmp_path / "set.npz"), "test", None, 10, "cpu", {})
     assert sorted(subject.labels.tolist()) == list(range(10))
 
 

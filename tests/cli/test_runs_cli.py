@@ -46,7 +46,7 @@ def test_every_setting_reaches_the_attack(tmp_path: Path) -> None:
         "attack", "--out", tmp_path, "--limit", 4, "--attack", "MIFGSM", "--eps", 4, "--alpha", 0.5, "--steps", 3,
         "--gain", 0.7, "--decay", 0.9, "--normalize", "rms", "--loss", "margin", "--random-start", "--restarts", 2,
         "--no-early-stop", "--growth", 1.1, "--seed", 7, "--domain", "occlusion", "--patch", 8, "--stride", 4,
-        "--score", "logit", "--fill", "0.5,0.4,0.3", "--coverage", 0.5, "--background", 0.25, "--relax", "none",
+        "--score", "logit", "--fill", "0.5,0.4,0.3", "--method", "dense", "--coverage", 0.5, "--background", 0.25, "--relax", "none",
         "--batch-size", 2, "--precision", "float32", "--backend", "reference",
     )  # fmt: skip
     found = json.loads((tmp_path / "manifest.json").read_text())["configuration"]
@@ -61,7 +61,7 @@ def test_every_setting_reaches_the_attack(tmp_path: Path) -> None:
     assert {name: found[name] for name in expected} == expected
     assert found["domain"] == {
         "kind": "Occlusion", "patch": 8, "stride": 4, "score": "logit", "fill": [0.5, 0.4, 0.3], "rule": "top",
-        "coverage": 0.5, "threshold": 0.5, "method": "auto",
+        "coverage": 0.5, "threshold": 0.5, "method": "dense",
     }  # fmt: skip
 
 

@@ -36,8 +36,6 @@ def everywhere(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def conv_flag() -> Iterator[Any]:
-    if not hasattr(torch.backends.cudnn, "conv"):
-        pytest.skip("PyTorch before 2.9")
     flag = torch.backends.cudnn.conv
     before = flag.fp32_precision
     yield flag

@@ -21,6 +21,7 @@ from nets import convnet
 from torch.utils.data import DataLoader
 
 from sdsgsm_fast import BIM, DIFGSM, PGD, SDSGSM, MinimalSDSGSM, Occlusion, images, runs
+from sdsgsm_fast.common import files as durable
 from sdsgsm_fast.data.images import ArraySet
 from sdsgsm_fast.model.classifier import Classifier
 from sdsgsm_fast.runs import files, run
@@ -248,7 +249,7 @@ def test_a_full_disk_and_a_folder_without_permission(
     net: Any, data: ArraySet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     attacked(net, data, tmp_path / "whole")
-    write, written = files.os.fsync, []
+    write, written = durable.os.fsync, []
 
     def full(handle: int) -> None:
         written.append(handle)
@@ -257,7 +258,7 @@ def test_a_full_disk_and_a_folder_without_permission(
         write(handle)
 
     with monkeypatch.context() as patch:
-        patch.setattr(files.os, "fsync", full)
+        patch.setattr(durable.os, "fsync", full)
         with pytest.raises(OSError, match="No space left"):
             attacked(net, data, tmp_path / "full")
     assert not list((tmp_path / "full").glob(".*.tmp")), "nothing half-written stays"
