@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import safetensors
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from .manifest import read_manifest
-from .shards import pixels, read
+from .shards import bounds_of, pixels, read
 from .summary import columns_of
 
 
@@ -70,19 +68,3 @@ class AdversarialSet(Dataset[tuple[Tensor, int]]):
     def __getstate__(self) -> dict[str, Any]:
         """Leave out what was read: a worker process reads for itself."""
         return vars(self) | {"_shard": None}
-
-
-def bounds_of(path: Path) -> tuple[float, float]:
-    """(lo, hi) of the pixels of a shard.
-
-    Raises
-    ------
-    ValueError
-        If the file is damaged.
-    """
-    try:
-        with safetensors.safe_open(path, framework="pt") as file:
-            lo, hi = json.loads((file.metadata() or {})["about"])["bounds"]
-            return float(lo), float(hi)
-    except (safetensors.SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{path}: no readable shard: {error}") from error

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import safetensors
 import torch
-from safetensors.torch import save
 from torch import Tensor
 
 from .. import metrics
+from ..common.optional import require
 from ..result import AttackResult
 
 NUMBERS = ("l2", "linf", "ssim")
@@ -100,7 +101,8 @@ def pixels(stored: Tensor, bounds: tuple[float, float]) -> Tensor:
 
 def serialized(tensors: dict[str, Tensor], about: dict[str, Any]) -> bytes:
     """A shard's file, the same bytes for the same content."""
-    return save(tensors, metadata={"about": json.dumps(about, sort_keys=True)})
+    content: bytes = _package("safetensors.torch").save(tensors, metadata={"about": json.dumps(about, sort_keys=True)})
+    return content
 
 
 def read(path: Path, names: tuple[str, ...] | None = None) -> dict[str, Tensor]:
@@ -111,9 +113,28 @@ def read(path: Path, names: tuple[str, ...] | None = None) -> dict[str, Tensor]:
     ValueError
         If the file is damaged, or lacks one of them.
     """
+    with _opened(path) as file:
+        wanted = tuple(file.keys()) if names is None else names
+        return {name: file.get_tensor(name) for name in wanted}
+
+
+def bounds_of(path: Path) -> tuple[float, float]:
+    """(lo, hi) of the pixels of a shard; errors as of `read`."""
+    with _opened(path) as file:
+        lo, hi = json.loads((file.metadata() or {})["about"])["bounds"]
+        return float(lo), float(hi)
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    """A shard's file; whatever is wrong with it is a ValueError that names it."""
+    package = _package("safetensors")
     try:
-        with safetensors.safe_open(path, framework="pt") as file:
-            wanted = tuple(file.keys()) if names is None else names
-            return {name: file.get_tensor(name) for name in wanted}
-    except (safetensors.SafetensorError, OSError) as error:
+        with package.safe_open(path, framework="pt") as file:
+            yield file
+    except (package.SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path}: no readable shard: {error}") from error
+
+
+def _package(name: str) -> Any:
+    return require(name, extra="cli", purpose="data-set runs")

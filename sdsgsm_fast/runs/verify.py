@@ -9,11 +9,11 @@ import torch
 
 from ..data.images import ImageSet
 from ..model.classifier import Classifier
-from .adversarial_set import AdversarialSet, bounds_of
+from .adversarial_set import AdversarialSet
 from .digests import data_digest, model_digest
 from .files import sha256_of
 from .manifest import SUMS, Manifest, names_of, read_manifest
-from .shards import COUNTS, FLAGS, NUMBERS, Shard, pixels, read
+from .shards import COUNTS, FLAGS, NUMBERS, Shard, bounds_of, pixels, read
 
 TOLERANCE = 1e-6  # beyond ε, for float32's rounding
 
