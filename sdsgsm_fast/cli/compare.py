@@ -35,8 +35,8 @@ from ..presets import (
     SpatialOnly,
 )
 from ..result import AttackResult
-from .report import Row
 from .rivals import RIVALS, Rival
+from .tables import Row
 
 Factory = Callable[..., Attack]
 

@@ -37,7 +37,7 @@ from .options import (
     load_model,
     numbers,
 )
-from .report import COMPARE, COMPARE_LPIPS, Row, csv_text, markdown, plain
+from .tables import COMPARE, COMPARE_LPIPS, Row, csv_text, markdown, plain
 
 Told = Callable[[str], Progress | None]
 

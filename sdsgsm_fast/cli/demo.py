@@ -21,7 +21,7 @@ from ..kernels import ops
 from ..model.classifier import Classifier
 from ..presets import BIM, FGSM, MIFGSM, PGD, SDSGSM, SmoothingOnly, SpatialOnly
 from ..result import AttackResult
-from .report import Row
+from .tables import Row
 
 Factory = Callable[..., Attack]
 

@@ -14,7 +14,7 @@ from ..common.machine import machine
 from ..kernels import backends
 from . import demo as scenes
 from .options import bars, check_backend, check_device, check_folder
-from .report import markdown, plain
+from .tables import markdown, plain
 
 
 def demo(

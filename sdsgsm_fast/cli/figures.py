@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..common.optional import require
-from .report import Row
+from .tables import Row
 
 OWN = {"SD-SGSM": "black", "MinimalSDSGSM": "crimson", "MinimalSDSGSM, 8 bits": "darkorange"}
 MARKERS = "osD^vPX<>hp*d"

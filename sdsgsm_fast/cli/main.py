@@ -14,16 +14,15 @@ except ModuleNotFoundError as error:
     sys.exit(f"sdsgsm: the package {error.name!r} is missing: pip install 'sdsgsm-fast[cli]'")
 
 COMMANDS = {
-    "attack": ("run_commands", "Attack a data set into a folder; the same command again goes on where it was stopped."),
-    "verify": (
-        "run_commands",
-        "Read a set again: every byte, every verdict; the exit status is 1 if something is wrong.",
-    ),
-    "compare": ("compare_command", "Compare attacks on a model and images: table, CSV, JSON, Markdown and figures."),
-    "demo": ("demo_command", "Attack PhotoNet on crops of real photographs: a table, its JSON and a figure."),
-    "info": ("info_command", "Tell versions, devices and backends, and why a backend is missing."),
+    "attack": "Attack a data set into a folder; the same command again goes on where it was stopped.",
+    "occlude": "Compute occlusion maps of a data set into a folder; the same command again goes on.",
+    "verify": "Read a set again: every byte, every verdict; the exit status is 1 if something is wrong.",
+    "report": "Make a page of a set: figures and a gallery, one HTML file that needs nothing else.",
+    "compare": "Compare attacks on a model and images: table, CSV, JSON, Markdown and figures.",
+    "demo": "Attack PhotoNet on crops of real photographs: a table, its JSON and a figure.",
+    "info": "Tell versions, devices and backends, and why a backend is missing.",
 }
-"""Module of each command, and the first line of its help."""
+"""The first line of each command's help; its module is NAME_command."""
 
 _PLAIN: dict[str, Any] = {"add_completion": False, "pretty_exceptions_enable": False}
 
@@ -48,12 +47,12 @@ def _options(
     """Take the options that come before a command."""
 
 
-def _add(name: str, module: str, text: str) -> None:
+def _add(name: str, text: str) -> None:
     """A command that hands all it is given, its help too, to the one of its module."""
 
     def run(context: typer.Context) -> None:
         try:
-            command = getattr(import_module(f".{module}", __package__), name)
+            command = getattr(import_module(f".{name}_command", __package__), name)
         except ModuleNotFoundError as error:
             if (error.name or "").startswith("sdsgsm_fast"):
                 raise
@@ -69,8 +68,8 @@ def _add(name: str, module: str, text: str) -> None:
     app.command(name, help=text, add_help_option=False, context_settings=settings)(run)
 
 
-for _name, (_module, _text) in COMMANDS.items():
-    _add(_name, _module, _text)
+for _name, _text in COMMANDS.items():
+    _add(_name, _text)
 
 
 # The class of click's errors, of which newer versions of typer have one of their own.

@@ -1,7 +1,9 @@
 """Runs over whole data sets: shards that survive a kill, a manifest, and what reads them again."""
 
-from .adversarial_set import AdversarialSet, load
-from .run import RunStopped, attack_dataset
+from .attacking import attack_dataset
+from .occluding import occlude_dataset
+from .run import RunStopped
+from .sets import AdversarialSet, MapSet, load
 from .verify import Report, verify
 
-__all__ = ["AdversarialSet", "Report", "RunStopped", "attack_dataset", "load", "verify"]
+__all__ = ["AdversarialSet", "MapSet", "Report", "RunStopped", "attack_dataset", "load", "occlude_dataset", "verify"]

@@ -44,5 +44,6 @@ def locked(folder: Path) -> Iterator[None]:
 
 def forget_temporaries(folder: Path) -> None:
     """Remove what a killed run left half-written."""
-    for path in folder.glob(".*.tmp"):
-        path.unlink()
+    for pattern in (".*.tmp", "png-*/.*.tmp"):
+        for path in folder.glob(pattern):
+            path.unlink()

@@ -1,4 +1,4 @@
-"""What a shard holds: a slice of the data set's adversarial images, and what is known of each."""
+"""Files of a set: a slice of the data set's images each, and what is known of every one."""
 
 from __future__ import annotations
 
@@ -12,83 +12,55 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import metrics
 from ..common.optional import require
-from ..result import AttackResult
-
-NUMBERS = ("l2", "linf", "ssim")
-COUNTS = ("labels", "reached", "updates", "forward", "backward", "index")
-FLAGS = ("success", "skipped")
 
 
 @dataclass(frozen=True)
 class Shard:
-    """Images first … stop − 1 of a data set.
+    """Images first … stop − 1 of a set.
 
     Attributes
     ----------
-    number
-        From 0 on.
+    prefix, number
+        Of its name; numbers are from 0 on.
     first, stop
-        Places in the data set.
+        Places in the set.
     """
 
+    prefix: str
     number: int
     first: int
     stop: int
 
+    def __len__(self) -> int:
+        return self.stop - self.first
+
+    @property
+    def stem(self) -> str:
+        """Its name."""
+        return f"{self.prefix}-{self.number:05d}"
+
     @property
     def name(self) -> str:
         """Its file."""
-        return f"adv-{self.number:05d}.safetensors"
+        return f"{self.stem}.safetensors"
 
     @property
     def note(self) -> str:
-        """A file with its checksum, until the set is complete."""
-        return f"adv-{self.number:05d}.sha256"
+        """A file with its checksums, until the set is complete."""
+        return f"{self.stem}.sha256"
 
 
-def shards_of(total: int, size: int) -> list[Shard]:
+def shards_of(total: int, size: int, prefix: str) -> list[Shard]:
     """Slices of `size` images; the last may be shorter."""
     starts = range(0, total, size)
-    return [Shard(number, at, min(at + size, total)) for number, at in enumerate(starts)]
+    return [Shard(prefix, number, at, min(at + size, total)) for number, at in enumerate(starts)]
 
 
-def tensors_of(result: AttackResult, labels: Tensor, reached: Tensor, levels: int | None, keep: tuple[str, ...]
-) -> dict[str, Tensor]:  # fmt: skip
-    """The tensors of a shard, on the host.
-
-    Parameters
-    ----------
-    result, labels, reached
-        Of the shard's images: the attack's result, their classes, and those that the model gives
-        the adversarial images.
-    levels
-        The attack's; with 256 images are stored as bytes.
-    keep
-        "domain", "scores": what else to store where there is such.
-    """
-    adv, images, bounds = result.adv, result.images, result.bounds
-    large = min(adv.shape[2:]) >= metrics.SSIM_WINDOW
-    parts = zip(torch.split(adv, 256), torch.split(images, 256), strict=True)
-    ssim = torch.cat([metrics.ssim(a, x, bounds) for a, x in parts]) if large else torch.full((len(adv),), torch.nan)
-    found = {
-        "images": _bytes(adv, bounds) if levels == 256 else adv.float(),
-        "labels": labels, "reached": reached, "success": result.success, "skipped": result.skipped,
-        "updates": result.updates, "forward": result.passes.forward, "backward": result.passes.backward,
-        "index": result.index, "l2": metrics.l2(adv, images).float(), "linf": metrics.linf(adv, images).float(),
-        "ssim": ssim.float(),
-    }  # fmt: skip
-    if "domain" in keep:
-        found["domain"] = result.domain.float()
-    if "scores" in keep and result.scores is not None:
-        found["scores"] = result.scores.float()
-    return {name: value.detach().cpu().contiguous() for name, value in found.items()}
-
-
-def _bytes(adv: Tensor, bounds: tuple[float, float]) -> Tensor:
+def as_bytes(images: Tensor, bounds: tuple[float, float]) -> Tensor:
+    """Images in 8 bits."""
     lo, hi = bounds
-    return ((adv - lo) / (hi - lo) * 255).round().to(torch.uint8)
+    return ((images - lo) / (hi - lo) * 255).round().to(torch.uint8)
 
 
 def pixels(stored: Tensor, bounds: tuple[float, float]) -> Tensor:

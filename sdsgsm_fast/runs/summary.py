@@ -12,33 +12,48 @@ from torch import Tensor
 
 from ..common.files import without_nan
 from ..metrics import mean
+from .kinds import ATTACK
 from .manifest import Manifest
-from .shards import COUNTS, FLAGS, NUMBERS, read
-
-COLUMNS = (*COUNTS, *FLAGS, *NUMBERS)
+from .shards import read
 
 
 def columns_of(folder: Path, manifest: Manifest) -> dict[str, Tensor]:
     """What is known of each image, (N,) each, in the data set's order; no pixels."""
-    parts = [read(folder / shard.name, COLUMNS) for shard in manifest.shards]
-    return {name: torch.cat([part[name] for part in parts]) for name in COLUMNS}
+    names = manifest.kind.columns
+    parts = [read(folder / shard.name, names) for shard in manifest.shards]
+    return {name: torch.cat([part[name] for part in parts]) for name in names}
 
 
 def summary_of(folder: Path, manifest: Manifest) -> dict[str, Any]:
-    """Counts and means over the images that were attacked; None where there is no mean."""
+    """Counts and means; None where there is no mean."""
     found = columns_of(folder, manifest)
+    figures = _attacked(found) if manifest.kind == ATTACK else _explained(found)
+    summary: dict[str, Any] = without_nan(figures)
+    return summary
+
+
+def _attacked(found: dict[str, Tensor]) -> dict[str, Any]:
+    """Of an attack, means over the images that were attacked."""
     tried = ~found["skipped"]
-    figures: dict[str, Any] = {
+    return {
         "images": len(tried),
         "skipped": int(found["skipped"].sum()),
         "attacked": int(tried.sum()),
         "fooled": int(found["success"].sum()),
         "success_rate": mean(found["success"][tried]),
-        **{name: mean(found[name][tried]) for name in NUMBERS},
-        **{name: mean(found[name][tried]) for name in ("updates", "forward", "backward")},
+        **{name: mean(found[name][tried]) for name in ("l2", "linf", "ssim", "updates", "forward", "backward")},
     }
-    summary: dict[str, Any] = without_nan(figures)
-    return summary
+
+
+def _explained(found: dict[str, Tensor]) -> dict[str, Any]:
+    """Of occlusion maps."""
+    right = found["predicted"] == found["labels"]
+    return {
+        "images": len(right),
+        "right": int(right.sum()),
+        "accuracy": mean(right),
+        **{name: mean(found[name]) for name in ("confidence", "peak", "least")},
+    }
 
 
 def csv_bytes(summary: dict[str, Any]) -> bytes:

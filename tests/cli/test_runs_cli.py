@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 from sdsgsm_fast import MinimalSDSGSM, runs
 from sdsgsm_fast.cli.main import app
-from sdsgsm_fast.cli.run_commands import PRESETS
+from sdsgsm_fast.cli.attack_command import PRESETS
 
 
 def run(*arguments: object, code: int = 0) -> str:

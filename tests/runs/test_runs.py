@@ -24,7 +24,7 @@ from sdsgsm_fast import BIM, DIFGSM, PGD, SDSGSM, MinimalSDSGSM, Occlusion, imag
 from sdsgsm_fast.common import files as durable
 from sdsgsm_fast.data.images import ArraySet
 from sdsgsm_fast.model.classifier import Classifier
-from sdsgsm_fast.runs import files, run
+from sdsgsm_fast.runs import attacking, files, run
 
 COUNT, SIZE = 23, 5
 
@@ -102,21 +102,21 @@ def test_a_stopped_run_goes_on_and_ends_the_same(
     net: Any, data: ArraySet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     attacked(net, data, tmp_path / "whole")
-    made = run._made
+    made = run._make
 
     def interrupted(*given: Any) -> Any:
-        if given[2].number == 2:
+        if given[4].number == 2:
             os.kill(os.getpid(), signal.SIGINT)
         return made(*given)
 
-    monkeypatch.setattr(run, "_made", interrupted)
+    monkeypatch.setattr(run, "_make", interrupted)
     with pytest.raises(runs.RunStopped):
         attacked(net, data, tmp_path / "stopped")
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     assert len(list((tmp_path / "stopped").glob("adv-*.safetensors"))) == 3, "the shard under way is finished"
     assert not runs.verify(tmp_path / "stopped").sound
     again: list[int] = []
-    monkeypatch.setattr(run, "_made", lambda *given: (again.append(given[2].number), made(*given))[1])
+    monkeypatch.setattr(run, "_make", lambda *given: (again.append(given[4].number), made(*given))[1])
     attacked(net, data, tmp_path / "stopped")
     assert again == [3, 4]
     assert contents(tmp_path / "stopped") == contents(tmp_path / "whole")
@@ -194,8 +194,8 @@ def test_settings_that_cannot_be_written_down(net: Any, data: ArraySet, tmp_path
     ):
         with pytest.raises(ValueError, match=message):
             runs.attack_dataset(attack, data, tmp_path)
-    assert run.settings_of(BIM(net))["gain"] == "inf"
-    assert run.settings_of(DIFGSM(net, seed=3))["gradient"] == [{"kind": "Diversity", "p": 0.5, "rate": 0.9}]
+    assert attacking.settings_of(BIM(net))["gain"] == "inf"
+    assert attacking.settings_of(DIFGSM(net, seed=3))["gradient"] == [{"kind": "Diversity", "p": 0.5, "rate": 0.9}]
 
 
 def test_random_starts_are_drawn_for_places_in_the_data(net: Any, data: ArraySet, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Options of the commands over data sets: types for their signatures, one an option."""
+"""Options of the commands that make sets: types for their signatures, one an option."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ def _panel(name: str) -> Any:
     return partial(typer.Option, rich_help_panel=name)
 
 
-run, step, domain, compute = map(_panel, ("The run", "The attack", "Its domain", "How it is computed"))
+run, step, domain, compute = map(_panel, ("The run", "The attack", "Windows and domain", "How it is computed"))
 
 Out = Annotated[Path, typer.Option(help="Folder of the set: new, empty, or that of the same run.")]
 Limit = Annotated[int | None, run(min=1, help="So many images, evenly chosen.")]
-ShardSize = Annotated[int | None, run(min=1, help="Images of a shard; none: 1024, or 256 MB of them.")]
+ShardSize = Annotated[int | None, run(min=1, help="Images of a shard; none: 1024, of maps 128, or 256 MB of images.")]
 KeepDomain = Annotated[bool, run("--keep-domain", help="Store the domains, too.")]
 KeepScores = Annotated[bool, run("--keep-scores", help="Store occlusion's scores, too.")]
 Quiet = Annotated[bool, run("--quiet", help="Say nothing but errors.")]
