@@ -2,8 +2,20 @@
 
 from .attacking import attack_dataset
 from .occluding import occlude_dataset
+from .report import write_report
 from .run import RunStopped
-from .sets import AdversarialSet, MapSet, load
+from .sets import AdversarialSet, MapSet, load, same_data
 from .verify import Report, verify
 
-__all__ = ["AdversarialSet", "MapSet", "Report", "RunStopped", "attack_dataset", "load", "occlude_dataset", "verify"]
+__all__ = [
+    "AdversarialSet",
+    "MapSet",
+    "Report",
+    "RunStopped",
+    "attack_dataset",
+    "load",
+    "occlude_dataset",
+    "same_data",
+    "verify",
+    "write_report",
+]

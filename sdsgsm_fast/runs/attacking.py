@@ -85,6 +85,8 @@ def attack_dataset(
         raise ValueError(f"bounds: images of a data set lie in [0, 1], the attack's in {list(attack.bounds)}")
     if png and attack.levels != 256:
         raise ValueError(f"png: expected an attack with levels=256, found levels={attack.levels}")
+    if png and len(data) and (channels := data.rows([0])[0].shape[1]) not in (1, 3):
+        raise ValueError(f"png: expected images of one channel or three, found {channels}")
     job = AttackJob(attack, keep)
     return run(job, data, out, limit=limit, shard_size=shard_size, png=png, model_name=model_name, progress=progress)
 

@@ -11,6 +11,7 @@ from typing import Any
 
 WAIT = timedelta(days=1)  # for the first rank to look through what is there
 POLL = 0.05  # seconds
+GOODBYE = 30.0  # seconds
 
 
 class Alone:
@@ -92,6 +93,11 @@ class Ranks:
         if self.leads:
             self.store.set("summary", json.dumps(None if end is None else end()))
         found: dict[str, Any] | None = json.loads(self.store.get("summary"))
+        self.store.add("closed", 1)
+        end_of_wait = time.monotonic() + GOODBYE
+        # Without torchrun the store goes with the first rank: it stays until the others have read.
+        while self.leads and self.store.add("closed", 0) < self.world and time.monotonic() < end_of_wait:
+            time.sleep(POLL)
         return found
 
 

@@ -9,6 +9,8 @@ from typing import Any
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from ..data.images import ImageSet
+from .digests import data_digest
 from .kinds import ATTACK
 from .manifest import Manifest, read_manifest
 from .shards import bounds_of, pixels, read
@@ -25,6 +27,11 @@ def load(folder: str | Path) -> AdversarialSet | MapSet:
     """
     manifest = read_manifest(Path(folder))
     return (AdversarialSet if manifest.kind == ATTACK else MapSet)(Path(folder), manifest)
+
+
+def same_data(data: ImageSet, stored: StoredSet) -> bool:
+    """Whether a set was made of these images."""
+    return bool(data_digest(data) == stored.manifest.data["sha256"])
 
 
 class StoredSet(Dataset[tuple[Tensor, int]]):

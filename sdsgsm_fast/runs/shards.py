@@ -90,6 +90,13 @@ def read(path: Path, names: tuple[str, ...] | None = None) -> dict[str, Tensor]:
         return {name: file.get_tensor(name) for name in wanted}
 
 
+def read_rows(path: Path, names: tuple[str, ...], rows: list[int]) -> dict[str, Tensor]:
+    """Some rows of some tensors of a shard, in ascending order; no others are read. Errors as of `read`."""
+    with _opened(path) as file:
+        parts = {name: file.get_slice(name) for name in names}
+        return {name: torch.cat([part[row : row + 1] for row in rows]) for name, part in parts.items()}
+
+
 def bounds_of(path: Path) -> tuple[float, float]:
     """(lo, hi) of the pixels of a shard; errors as of `read`."""
     with _opened(path) as file:

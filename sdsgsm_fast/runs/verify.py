@@ -10,12 +10,12 @@ from torch import Tensor
 
 from ..data.images import ImageSet
 from ..model.classifier import Classifier
-from .digests import data_digest, model_digest
+from .digests import model_digest
 from .files import sha256_of
 from .kinds import ATTACK
 from .manifest import SUMS, Manifest, names_of, read_manifest
 from .occluding import OcclusionJob
-from .sets import StoredSet, load
+from .sets import StoredSet, load, same_data
 from .shards import Shard, bounds_of, pixels, read
 
 TOLERANCE = 1e-6  # beyond ε, for float32's rounding
@@ -81,7 +81,7 @@ def verify(folder: str | Path, *, classifier: Classifier | None = None, data: Im
 def _judge(stored: StoredSet, classifier: Classifier | None, data: ImageSet | None, report: Report) -> None:
     """What model and data say of the set, as far as they are there and the right ones."""
     manifest = stored.manifest
-    if data is not None and data_digest(data) != manifest.data["sha256"]:
+    if data is not None and not same_data(data, stored):
         report.problems.append(f"data: not the images that were taken, {manifest.data['name']}")
         data = None
     if classifier is not None and model_digest(classifier.model) != manifest.model["sha256"]:

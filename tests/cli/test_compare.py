@@ -21,8 +21,8 @@ from sdsgsm_fast import images as sources
 from sdsgsm_fast import models
 from sdsgsm_fast.cli import compare as runs
 from sdsgsm_fast.cli.main import app, main
-from sdsgsm_fast.cli.tables import COMPARE, Row, csv_text
 from sdsgsm_fast.cli.rivals import Rival
+from sdsgsm_fast.cli.tables import COMPARE, Row, csv_text
 from sdsgsm_fast.data.photonet import MEAN, STD, load_photonet
 from sdsgsm_fast.model.classifier import Classifier
 

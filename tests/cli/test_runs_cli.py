@@ -1,4 +1,4 @@
-"""The commands `sdsgsm attack` and `sdsgsm verify`."""
+"""The commands over data sets: attack, occlude, verify, report."""
 
 from __future__ import annotations
 
@@ -10,12 +10,14 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 from typer.testing import CliRunner
 
 from sdsgsm_fast import MinimalSDSGSM, runs
-from sdsgsm_fast.cli.main import app
 from sdsgsm_fast.cli.attack_command import PRESETS
+from sdsgsm_fast.cli.main import app
 
 
 def run(*arguments: object, code: int = 0) -> str:
@@ -117,3 +119,46 @@ def test_ctrl_c_ends_after_the_shard(tmp_path: Path) -> None:
     assert "stopped after a shard; the same command again goes on" in said
     assert 1 <= len(list(tmp_path.glob("adv-*.safetensors"))) < 80
     assert len(list(tmp_path.glob("adv-*.sha256"))) == len(list(tmp_path.glob("adv-*.safetensors")))
+
+
+def test_maps_png_files_and_pages(tmp_path: Path) -> None:
+    maps, attacked = tmp_path / "maps", tmp_path / "attacked"
+    output = run(
+        "occlude", "--limit", 6, "--shard-size", 4, "--out", maps, "--patch", 8, "--fill", "mean", "--keep-scores"
+    )
+    assert "occlusion maps of photos, photos: 320 images" in output
+    assert "6 maps: the model gets" in output
+    found = json.loads((maps / "manifest.json").read_text())
+    assert found["kind"] == "occlusion"
+    assert {k: found["configuration"][k] for k in ("patch", "fill", "keep")} == {
+        "patch": 8,
+        "fill": "mean",
+        "keep": ["scores"],
+    }
+    assert "maps of photos: the first of each of 2 shards" in run(
+        "verify", maps, "--model", "photos", "--data", "photos"
+    )
+    run("attack", "--limit", 4, "--out", attacked, "--png", "--attack", "BIM")
+    assert len(list(attacked.glob("png-00000/*.png"))) == 4
+    assert json.loads((attacked / "manifest.json").read_text())["configuration"]["levels"] == 256
+    for folder in (maps, attacked):
+        assert f"{folder}/report.html: " in run("report", folder)
+        assert '"views":["clean",' in (folder / "report.html").read_text()
+    assert "verify" not in run("report", attacked, "--out", tmp_path / "page.html", "--gallery", 2)
+    assert (
+        json.loads((tmp_path / "page.html").read_text().partition('id="data">')[2].partition("</script>")[0])["of"] == 4
+    )
+    assert "sound" in run("verify", attacked), "a page in its folder is none of the set"
+
+
+def test_a_page_of_data_that_are_gone(tmp_path: Path) -> None:
+    source = tmp_path / "pixels.npz"
+    pixels = torch.rand(4, 3, 32, 32).numpy()
+    np.savez(source, images=pixels, labels=np.zeros(4, dtype=np.int64))
+    run("attack", "--data", source, "--out", tmp_path / "set", "--attack", "BIM", "--steps", 2)
+    np.savez(source, images=1 - pixels, labels=np.zeros(4, dtype=np.int64))
+    said = run("report", tmp_path / "set")
+    assert f"without clean images: {source}: holds other images now" in said
+    source.unlink()
+    assert f"without clean images: {source}: " in run("report", tmp_path / "set")
+    assert '"views":["adversarial"]' in (tmp_path / "set" / "report.html").read_text()

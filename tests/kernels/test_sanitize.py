@@ -41,7 +41,7 @@ def driver(tmp_path_factory: pytest.TempPathFactory) -> Path:
     target = tmp_path_factory.mktemp("sanitize") / "driver"
     sources = [ROOT / "tests" / "sanitize.cpp", *(ROOT / "csrc" / "cpu").glob("*.cpp")]
     done = subprocess.run(
-        ["g++", "-std=c++17", "-O1", "-g", "-fopenmp", "-fno-math-errno", "-fno-trapping-math",
+        ["g++", "-std=c++17", "-O0", "-g1", "-fopenmp", "-fno-math-errno", "-fno-trapping-math",
          "-fsanitize=address,undefined,float-cast-overflow", "-fno-sanitize-recover=all",
          "-Wno-psabi", *sources, "-o", target],
         capture_output=True, text=True,

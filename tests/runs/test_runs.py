@@ -8,8 +8,6 @@ import os
 import random
 import signal
 import subprocess
-import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -264,38 +262,6 @@ def test_a_full_disk_and_a_folder_without_permission(
     assert not list((tmp_path / "full").glob(".*.tmp")), "nothing half-written stays"
     attacked(net, data, tmp_path / "full")
     assert contents(tmp_path / "full") == contents(tmp_path / "whole")
-
-
-PROGRAM = """
-import sys, torch
-torch.set_num_threads(1)
-from sdsgsm_fast import SDSGSM, images, models, runs
-loaded = models.load("photos")
-attack = SDSGSM(loaded.model, mean=loaded.mean, std=loaded.std, steps=3, domain=None)
-runs.attack_dataset(attack, images.load("photos"), sys.argv[1], shard_size=8, limit=64)
-"""
-
-
-def test_killed_at_random_moments_the_set_is_the_same(tmp_path: Path) -> None:
-    def started(out: Path) -> subprocess.Popen[bytes]:
-        return subprocess.Popen([sys.executable, "-c", PROGRAM, str(out)])
-
-    begun = time.monotonic()
-    assert started(tmp_path / "whole").wait() == 0
-    whole, draw = time.monotonic() - begun, random.Random(1)
-    kills = 0
-    for _ in range(4):
-        process = started(tmp_path / "killed")
-        try:
-            process.wait(timeout=whole * draw.uniform(0.5, 0.95))
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-            kills += 1
-    assert kills
-    assert started(tmp_path / "killed").wait() == 0
-    assert contents(tmp_path / "killed") == contents(tmp_path / "whole")
-    assert runs.verify(tmp_path / "killed").sound
 
 
 def test_digests_tell_models_and_data_apart(net: Any, data: ArraySet, tmp_path: Path) -> None:
