@@ -60,13 +60,14 @@ def page_of(
 <a class="skip" href="#gallery">To the gallery</a>
 <header><h1>{escape(title)}</h1></header>
 <main>
-<section class="top" aria-label="Summary">
-<table class="summary"><caption>Summary</caption><tbody>{facts}</tbody></table>
-<details><summary>Settings</summary><dl>{settings}</dl></details>
-</section>
+<div class="top">
+<section aria-labelledby="summary"><h2 id="summary">Summary</h2>
+<table class="summary"><tbody>{facts}</tbody></table>
+<details><summary>Settings</summary><dl>{settings}</dl></details></section>
+<section aria-labelledby="classes"><h2 id="classes">Classes</h2><div class="wide">{table}</div></section>
+</div>
 <section aria-labelledby="distributions"><h2 id="distributions">Distributions</h2>
 <div class="figures">{"".join(figures)}</div></section>
-<section aria-labelledby="classes"><h2 id="classes">Classes</h2><div class="wide">{table}</div></section>
 <section id="gallery" aria-labelledby="pictures" tabindex="-1"><h2 id="pictures">Gallery</h2>
 <noscript><p>The gallery needs JavaScript.</p></noscript>
 </section>
