@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 
 from sdsgsm_fast import MinimalSDSGSM, runs
 from sdsgsm_fast.cli.attack_command import PRESETS
-from sdsgsm_fast.cli.main import app
+from sdsgsm_fast.cli.main import app, main
 
 
 def run(*arguments: object, code: int = 0) -> str:
@@ -89,12 +89,20 @@ def test_presets_keep_their_own_settings(tmp_path: Path) -> None:
         (["--eps", "8", "--levels", "99999999"], "levels: expected at most"),
     ],
 )
-def test_what_is_wrong_ends_in_one_line(options: list[str], message: str, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "sdsgsm_fast", "attack", "--out", str(tmp_path / "set"), "--limit", "2", *options]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 2
-    assert message in done.stderr
-    assert len(done.stderr.strip().splitlines()) == 1
+def test_what_is_wrong_ends_in_one_line(
+    options: list[str],
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["sdsgsm", "attack", "--out", str(tmp_path / "set"), "--limit", "2", *options])
+    with pytest.raises(SystemExit) as stopped:
+        main()
+    assert stopped.value.code == 2
+    errors = capsys.readouterr().err.strip().splitlines()
+    assert len(errors) == 1
+    assert message in errors[0]
 
 
 def test_ctrl_c_ends_after_the_shard(tmp_path: Path) -> None:

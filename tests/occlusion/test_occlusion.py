@@ -61,12 +61,13 @@ def test_equals_captum(
     backend: str,
 ) -> None:
     images = torch.rand(shape, dtype=next(net.parameters()).dtype)
-    labels = predicted(net, images)
     if images.dtype == torch.float64 and backend == "triton":
-        backend = "auto"  # Triton has no float64
+        pytest.skip("Triton has no float64")
+    images = images[: 2 if backend == "triton" else None]  # its interpreter is slow
+    labels = predicted(net, images)
     found = occlusion_map(net, images, labels, patch=patch, stride=stride, score=score, fill=fill, backend=backend)
     expected = captum_map(net, images, labels, patch, stride, fill, score)
-    assert found.shape == (shape[0], *shape[2:])
+    assert found.shape == (len(images), *shape[2:])
     assert float((found - expected).abs().max()) <= 1e-6
     assert float(expected.abs().max()) > 1e-4, "the map is not trivially zero"
 

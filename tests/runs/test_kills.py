@@ -22,6 +22,7 @@ top, world = Path(sys.argv[1]), int(sys.argv[2])
 loaded, data = models.load("photos"), images.load("photos")
 attack = SDSGSM(loaded.model, mean=loaded.mean, std=loaded.std, steps=3, levels=256, domain=None)
 draw = random.Random(world)
+attack.run(*data.rows(range(4)))  # what is worked out about the model is there when a run begins
 
 def port():
     with socket.socket() as s:
