@@ -78,7 +78,7 @@ def seconds(work: Callable[[], object], clock: Callable[[], float] = time.perf_c
 def overhead(subject: Subject, rounds: int) -> list[dict[str, Any]]:
     """A run against the bare stream."""
     places = subject.places()
-    attack = subject.attack()
+    attack = subject.attack().without_skipped()
     attack.run(*subject.data.rows(places[:64]))
 
     def stream() -> None:

@@ -6,8 +6,9 @@ import math
 import secrets
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from copy import copy
 from dataclasses import dataclass, fields, replace
-from typing import Any, TypedDict
+from typing import TYPE_CHECKING, Any, TypedDict
 
 import torch
 from torch import Tensor
@@ -27,6 +28,9 @@ from .occlusion import of_one_batch
 from .result import AttackResult, Judge, Passes
 from .search import Flags, SearchModel, spec_of
 from .slots import Batch, Ints, LoopSettings
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 
 class Settings(TypedDict, total=False):
@@ -234,6 +238,7 @@ class Attack:
         self.seed = seed
         self.progress = reporter(progress)
         self.gradient, self.moments = ordered(gradient), moments
+        self.measure_skipped = True
         self.growth, self.refine, self.levels = growth, refine, levels
         self.search = SearchModel(
             self.classifier, cuda_graphs=cuda_graphs, precise=bool(refine), margins=bool(refine or levels)
@@ -242,7 +247,16 @@ class Attack:
 
     def __call__(self, images: Tensor, labels: Tensor, *, target: Tensor | None = None) -> Tensor:
         """Adversarial images (B, C, H, W); see `run`."""
-        return self.run(images, labels, target=target).adv
+        return self.without_skipped().run(images, labels, target=target).adv
+
+    def without_skipped(self) -> Self:
+        """The same attack, without windows of images that the model misclassifies.
+
+        Their domains and scores are zeros. For whoever does not want to see them.
+        """
+        other = copy(self)
+        other.measure_skipped = False
+        return other
 
     def run(
         self,
@@ -397,15 +411,19 @@ class Attack:
         self.search.use(exact)
         before = self.classifier.forwards
         clean, verdict_passes = self._evaluate_clean(exact, labels, target)
+        looked = self.classifier.forwards
+        correct = clean.predicted == labels
+        some = isinstance(self.domain, Occlusion) and not self.measure_skipped
+        measured = correct if some else torch.ones_like(correct)
         domain_result = compute_domain(
-            self.domain, clean,
+            self.domain, clean, measured,
             backend=self.backend, max_memory=self.max_memory, progress=self.progress,
         )  # fmt: skip
-        rescored_windows = 0 if domain_result.rescored is None else domain_result.rescored
-        own_passes = verdict_passes + rescored_windows
-        shared_passes = self.classifier.forwards - before - int(own_passes.sum())
-        forward = math.ceil(shared_passes / len(exact)) + own_passes
-        correct = clean.predicted == labels
+        rescored = domain_result.rescored
+        own_passes = verdict_passes if rescored is None else verdict_passes + rescored.cpu()
+        spent = self.classifier.forwards - looked - (0 if rescored is None else int(rescored.sum()))
+        forward = math.ceil((looked - before - int(verdict_passes.sum())) / len(exact)) + own_passes
+        forward += measured.cpu() * math.ceil(spent / max(1, int(measured.sum())))
         grad = None if self._loop_settings.late else clean.grad
         return self._open_batch(exact, given, judge, places, domain_result, correct, grad, forward)
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -16,7 +17,7 @@ from .common.progress import Progress
 from .common.windows import Pair, Windows, as_pair
 from .kernels import ops
 from .model.classifier import Classifier
-from .occlusion import METHODS, Fill, Scorer, check_fill
+from .occlusion import METHODS, Fill, Scorer, check_fill, of_one_batch
 
 RULES = ("top", "threshold", "flip", "soft")
 
@@ -50,6 +51,11 @@ class CleanBatch:
         """Predicted classes, (B,)."""
         return self.logits.argmax(1)
 
+    def of(self, rows: Tensor) -> CleanBatch:
+        """Some of the images."""
+        target, grad = (None if value is None else value[rows] for value in (self.target, self.grad))
+        return CleanBatch(self.classifier, self.images[rows], self.labels[rows], target, self.logits[rows], grad)
+
 
 @dataclass(frozen=True)
 class DomainResult:
@@ -62,6 +68,15 @@ class DomainResult:
     domain: Tensor
     scores: Tensor | None = None
     rescored: Tensor | None = None
+
+    def among(self, rows: Tensor, count: int) -> DomainResult:
+        """The same among `count` images; zeros for the others."""
+
+        def spread(found: Tensor) -> Tensor:
+            return found.new_zeros((count, *found.shape[1:])).index_copy_(0, rows, found)
+
+        scores, rescored = (None if found is None else spread(found) for found in (self.scores, self.rescored))
+        return DomainResult(spread(self.domain), scores, rescored)
 
 
 def decision_domain(
@@ -336,12 +351,15 @@ Domain = Occlusion | Gradient | Tensor | DomainFunction | None
 def compute_domain(
     domain: Domain,
     clean: CleanBatch,
+    measured: Tensor,
     *,
     backend: str,
     max_memory: int | None,
     progress: Progress | None,
 ) -> DomainResult:
     """Domain of a batch from whatever the user gave, without gradient.
+
+    Of images that are not to be `measured`, (B,) bool, no windows are scored.
 
     Raises
     ------
@@ -354,10 +372,23 @@ def compute_domain(
     if isinstance(domain, Tensor):
         return DomainResult(domain.detach())
     if isinstance(domain, Occlusion):
-        return domain.measure(clean, backend=backend, max_memory=max_memory, progress=progress)
+        return _by_windows(domain, clean, measured, backend=backend, max_memory=max_memory, progress=progress)
     if isinstance(domain, Gradient) and clean.grad is not None:
         return DomainResult(domain.of(clean.grad))
     with torch.enable_grad():
         mask = domain(clean.classifier, images.clone(), clean.labels)
     checks.domain_tensor(mask, images)
     return DomainResult(mask.detach())
+
+
+def _by_windows(domain: Occlusion, clean: CleanBatch, measured: Tensor, **how: Any) -> DomainResult:
+    """Domain and scores of the images that are to be measured; zeros of the others."""
+    if bool(measured.all()):
+        return domain.measure(clean, **how)
+    rows, count, windows = measured.nonzero().flatten(), len(measured), domain.windows(clean.images)
+    if not len(rows):
+        scores = clean.logits.new_zeros((count, windows.rows, windows.cols), dtype=losses.exact(clean.logits).dtype)
+        return DomainResult(clean.images.new_zeros((count, windows.height, windows.width)), scores)
+    fill = domain.fill
+    mine = replace(domain, fill=fill[rows]) if isinstance(fill, Tensor) and of_one_batch(fill) else domain
+    return mine.measure(clean.of(rows), **how).among(rows, count)

@@ -9,6 +9,7 @@ namespace {
 #include "blocks.inl"
 #include "occlude.inl"
 #include "block.inl"
+#include "lanes_avx2.inl"
 #include "update.inl"
 #include "window_mean.inl"
 #include "paste.inl"

@@ -13,7 +13,6 @@ from ..attack import Attack, Settings
 from ..common import checks
 from ..common.progress import Progress
 from ..data.images import ImageSet
-from ..domains import Occlusion
 from ..gradients import Diversity
 from .job import Job, on_host, plain
 from .kinds import ATTACK
@@ -101,7 +100,7 @@ class AttackJob(Job):
         for name in keep:
             checks.choice("keep", name, KEPT)
         super().__init__(attack.classifier, keep)
-        self.attack = attack
+        self.attack = attack.without_skipped()
 
     def settings(self) -> dict[str, Any]:
         """The attack's class and settings; errors as of `settings_of`."""
@@ -109,28 +108,20 @@ class AttackJob(Job):
 
     def tensors(self, images: Tensor, labels: Tensor, places: list[int]) -> dict[str, Tensor]:
         """Attack the images; stored as bytes where results lie on 256 levels."""
-        reached, looks = labels.clone(), 0
-        if isinstance(self.attack.domain, Occlusion):  # whose windows are not worth scoring of other images
-            reached, looks = self._classes(images), 1
-        rows = (reached == labels).nonzero().flatten()
-        result = self.attack.run(images[rows], labels[rows], index=torch.tensor(places)[rows.cpu()])
-        reached[rows] = self._classes(result.adv)
-        adv, bounds = images.index_copy(0, rows, result.adv), result.bounds
+        result = self.attack.run(images, labels, index=torch.tensor(places))
+        adv, bounds = result.adv, result.bounds
         found = {
             "images": as_bytes(adv, bounds) if self.attack.levels == 256 else adv.float(),
-            "labels": labels, "reached": reached, "index": torch.tensor(places),
+            "labels": labels, "reached": self._classes(adv),
+            "success": result.success, "skipped": result.skipped, "updates": result.updates,
+            "forward": result.passes.forward, "backward": result.passes.backward, "index": result.index,
             "l2": metrics.l2(adv, images).float(), "linf": metrics.linf(adv, images).float(),
             "ssim": _similarity(adv, images, bounds).float(),
         }  # fmt: skip
-        passes = result.passes
-        measured = {"success": result.success, "updates": result.updates, "backward": passes.backward}
-        found |= {name: _among(rows, value, len(images), 0) for name, value in measured.items()}
-        found["skipped"] = _among(rows, result.skipped, len(images), 1)
-        found["forward"] = _among(rows, passes.forward, len(images), 0) + looks
         if "domain" in self.keep:
-            found["domain"] = _among(rows, result.domain.float(), len(images), 0)
+            found["domain"] = result.domain.float()
         if "scores" in self.keep and result.scores is not None:
-            found["scores"] = _among(rows, result.scores.float(), len(images), 0)
+            found["scores"] = result.scores.float()
         return on_host(found)
 
     def _classes(self, images: Tensor) -> Tensor:
@@ -138,11 +129,6 @@ class AttackJob(Job):
         with self.classifier.frozen():
             parts = [self.classifier.verdicts(part)[0].argmax(1) for part in torch.split(images, PART)]
         return torch.cat(parts)
-
-
-def _among(rows: Tensor, values: Tensor, count: int, other: int) -> Tensor:
-    """Values of some rows among all; the others have `other`."""
-    return values.new_full((count, *values.shape[1:]), other).index_copy_(0, rows.to(values.device), values)
 
 
 def _similarity(adv: Tensor, images: Tensor, bounds: tuple[float, float]) -> Tensor:

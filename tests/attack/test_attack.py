@@ -494,7 +494,7 @@ def test_progress_is_reported(
     net: nn.Module, images: Tensor, labels: Tensor, capsys: pytest.CaptureFixture[str]
 ) -> None:
     calls: list[tuple[str, int, int]] = []
-    SDSGSM(net, steps=4, progress=lambda *call: calls.append(call))(images, labels)
+    SDSGSM(net, steps=4, progress=lambda *call: calls.append(call)).run(images, labels)
     assert ("occlusion", 12 * 16, 12 * 16) in calls
     attacked = [(done, total) for stage, done, total in calls if stage == "attack"]
     assert attacked[0] == (2, 12), "two images are skipped"
@@ -517,3 +517,29 @@ def test_normalisation_by_tensors_and_arrays(shape: tuple[int, ...]) -> None:
         given = [kind(value).reshape(shape) for value in (mean, std)]
         found = BIM(net, mean=given[0], std=given[1], steps=3)(images, labels)
         assert torch.allclose(found, expected, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "domain", [Occlusion(patch=4), Occlusion(patch=4, rule="flip", fill=torch.rand(12, 3, 16, 16))]
+)
+@pytest.mark.parametrize("wrong", [0, 5, 12])
+def test_windows_of_skipped_images_may_be_left_out(
+    domain: Occlusion, wrong: int, net: nn.Module, images: Tensor
+) -> None:
+    labels = predicted(net, images)
+    labels[:wrong] = (labels[:wrong] + 1) % 5
+    attack = SDSGSM(net, eps=EPS, steps=4, domain=domain)
+    whole, part = attack.run(images, labels), attack.without_skipped().run(images, labels)
+    for name in ("success", "skipped", "updates"):
+        assert torch.equal(getattr(whole, name), getattr(part, name)), name
+    torch.testing.assert_close(part.adv, whole.adv, atol=1e-6, rtol=0)
+    torch.testing.assert_close(attack(images, labels), part.adv, atol=1e-6, rtol=0)
+    assert whole.scores is not None
+    assert part.scores is not None
+    assert part.scores.dtype == whole.scores.dtype
+    torch.testing.assert_close(part.domain[wrong:], whole.domain[wrong:])
+    torch.testing.assert_close(part.scores[wrong:], whole.scores[wrong:], atol=1e-6, rtol=0)
+    assert not part.domain[:wrong].any()
+    assert not part.scores[:wrong].any()
+    assert torch.equal(part.passes.forward[wrong:], whole.passes.forward[wrong:])
+    assert (part.passes.forward[:wrong] < whole.passes.forward[:wrong]).all()
