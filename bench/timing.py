@@ -70,7 +70,20 @@ def parser_of(description: str | None) -> argparse.ArgumentParser:
     parser.add_argument("--quick", action="store_true", help="without torch.compile, few rounds")
     parser.add_argument("--json", type=Path, help="write every figure to this file")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--isa", action=Isa, help="instruction set of the CPU kernels, in place of the best")
     return parser
+
+
+class Isa(argparse.Action):
+    """Chooses the instruction set as the option is read."""
+
+    def __call__(self, parser: argparse.ArgumentParser, options: Any, value: Any, name: str | None = None) -> None:
+        """Take one that this machine runs."""
+        from sdsgsm_fast import _native_cpu
+
+        if value not in _native_cpu.isas():
+            parser.error(f"--isa: expected one of {', '.join(_native_cpu.isas())}, found {value}")
+        _native_cpu.use_isa(value)
 
 
 class Rows:
