@@ -118,7 +118,7 @@ class Soak:
         for _ in range(50):
             process = self.start(launcher, out)
             try:
-                process.wait(timeout=self.seconds * self.draw.uniform(0.5, 1.0 if launcher == [] else 2.0))
+                process.wait(timeout=self.seconds * self.draw.uniform(0.5, 1.0 if launcher == [] else 1.5))
             except subprocess.TimeoutExpired:
                 killed(process, self.draw)
                 self.counts[f"{name}: kills"] += 1

@@ -152,6 +152,7 @@ def check_wheel(tmp_path: Path, mode: str, environment: dict[str, str]) -> None:
     assert native.split(":")[0] in info.stdout
     packed = {p.name for p in (site / "sdsgsm_fast").iterdir()}
     assert {"py.typed", "_native_cpu.pyi", "data"} <= packed
+    assert {"page.css", "page.js"} <= {p.name for p in (site / "sdsgsm_fast" / "runs" / "report").iterdir()}
 
 
 def test_a_build_leaves_nothing_of_an_earlier_one(tmp_path: Path, copying: dict[str, str]) -> None:

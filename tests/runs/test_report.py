@@ -23,8 +23,10 @@ from PIL import Image
 
 from sdsgsm_fast import SDSGSM, occlusion_map, runs
 from sdsgsm_fast.data.images import ArraySet
+from sdsgsm_fast.runs.kinds import ATTACK
 from sdsgsm_fast.runs.report.charts import class_table, histogram
 from sdsgsm_fast.runs.report.page import page_of
+from sdsgsm_fast.runs.report.thumbnails import strips, views_of
 
 COUNT = 130
 HOSTILE = ("</script><script>document.title='run'</script>", "<img src=x onerror=alert(1)>", "c & \"d\" 'e'", "d")
@@ -146,6 +148,17 @@ def test_figures_of_awkward_values() -> None:
     many = class_table(torch.arange(40), torch.arange(40).flip(0), [str(i) for i in range(40)], "reached")
     assert "The 30 most frequent pairs of 40" in many
     assert "no images" in class_table(torch.tensor([]), torch.tensor([]), ["a"], "reached")
+
+
+@pytest.mark.parametrize(
+    ("shape", "size"), [((2, 3, 200, 100), (48, 96)), ((2, 1, 20, 30), (30, 20)), ((1, 4, 7, 300), (96, 2))]
+)
+def test_thumbnails_keep_their_sides_apart(shape: tuple[int, ...], size: tuple[int, int]) -> None:
+    clean = torch.rand(shape)
+    views = views_of(ATTACK, {"images": clean}, clean)
+    assert [name for name, _ in views] == ["clean", "perturbation", "adversarial"]
+    found = [Image.open(io.BytesIO(base64.b64decode(strip))) for strip in strips(views)]
+    assert [image.size for image in found] == [(3 * size[0], size[1])] * shape[0]
 
 
 # In a browser
