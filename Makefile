@@ -18,7 +18,8 @@ BENCH_ARGS ?=
 
 # Tests that depend on what oneDNN does on the CPU, which reads its cap when torch is loaded.
 AVX2_TESTS := $(addprefix $(ROOT)/tests/,$(addprefix engine/test_,surrogate.py incremental.py cache.py) attack/test_bfloat16.py)
-PYTEST := -m pytest -n auto --maxprocesses 8 --dist loadfile -c $(ROOT)/pyproject.toml
+# In their order: the longest files have few tests, and would come last and alone.
+PYTEST := -m pytest -n auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder -c $(ROOT)/pyproject.toml
 
 .PHONY: demo test test-all bench lint clean
 

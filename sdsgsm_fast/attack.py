@@ -183,6 +183,8 @@ class Attack:
     rounding of different batch sizes.
     """
 
+    measure_skipped = True  # whether `Occlusion` scores windows of images that the model misclassifies
+
     def __init__(
         self,
         model: Model,
@@ -238,7 +240,6 @@ class Attack:
         self.seed = seed
         self.progress = reporter(progress)
         self.gradient, self.moments = ordered(gradient), moments
-        self.measure_skipped = True
         self.growth, self.refine, self.levels = growth, refine, levels
         self.search = SearchModel(
             self.classifier, cuda_graphs=cuda_graphs, precise=bool(refine), margins=bool(refine or levels)

@@ -37,7 +37,7 @@ def started(out):
             if world > 1:
                 os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": where}
             try:
-                runs.attack_dataset(attack, data, out, shard_size=4, limit=32, png=True)
+                runs.attack_dataset(attack, data, out, shard_size=2, limit=16, png=True)
                 os._exit(0)
             finally:
                 os._exit(1)
@@ -53,7 +53,7 @@ def contents(folder):
 begun = time.monotonic()
 assert ended(started(top / "whole"))
 taken, whole, kills, sets = time.monotonic() - begun, contents(top / "whole"), 0, 0
-assert len(whole) == 32 + 8 + 4
+assert len(whole) == 16 + 8 + 4
 while kills < 20 or sets < 2:
     if kills >= 20:
         assert ended(started(top / "killed"))
