@@ -14,6 +14,7 @@ from ..common import checks
 from ..common.progress import Progress
 from ..data.images import ImageSet
 from ..gradients import Diversity
+from ..model.classifier import PREDICTED
 from .job import Job, on_host, plain
 from .kinds import ATTACK
 from .run import run
@@ -21,7 +22,7 @@ from .shards import as_bytes
 
 KEPT = ("domain", "scores")
 UNRECORDED = ("progress",)  # settings that say nothing of the result
-PART = 256  # images that are judged or compared at once
+PART = 256  # images that are compared at once
 
 
 def attack_dataset(
@@ -127,7 +128,7 @@ class AttackJob(Job):
     def _classes(self, images: Tensor) -> Tensor:
         """Classes (n,) that the model gives images, by the traced model where that decides alike."""
         with self.classifier.frozen():
-            parts = [self.classifier.verdicts(part)[0].argmax(1) for part in torch.split(images, PART)]
+            parts = [self.classifier.verdicts(part)[0].argmax(1) for part in torch.split(images, PREDICTED)]
         return torch.cat(parts)
 
 

@@ -142,7 +142,9 @@ def close(folder: Path, manifest: Manifest) -> None:
     for shard in manifest.shards:
         digests |= noted(folder / shard.note)
     digests |= {name: sha256_of(folder / name) for name in (MANIFEST, SUMMARY, TABLE)}
-    write_bytes(folder / SUMS, sums_of({name: digests[name] for name in names_of(manifest)}))
+    write_bytes(
+        folder / SUMS, sums_of({name: digests.get(name) or sha256_of(folder / name) for name in names_of(manifest)})
+    )
     for shard in manifest.shards:
         (folder / shard.note).unlink(missing_ok=True)
 

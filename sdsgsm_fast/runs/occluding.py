@@ -13,7 +13,7 @@ from ..common.progress import Progress
 from ..common.windows import Pair
 from ..data.images import ImageSet
 from ..kernels import ops
-from ..model.classifier import Classifier, Model
+from ..model.classifier import PREDICTED, Classifier, Model
 from ..occlusion import Fill, occlusion_scores
 from .job import Job, on_host, plain
 from .kinds import OCCLUSION
@@ -21,7 +21,6 @@ from .run import run
 
 TARGETS = ("label", "predicted")
 KEPT = ("scores",)
-PART = 256  # images whose clean logits are computed at once
 
 
 def occlude_dataset(
@@ -95,7 +94,7 @@ class OcclusionJob(Job):
     def tensors(self, images: Tensor, labels: Tensor, places: list[int]) -> dict[str, Tensor]:
         """Maps (n, H, W), and the model's confidence in the class whose score is measured."""
         with self.classifier.frozen():
-            clean = torch.cat([self.classifier.logits(part) for part in torch.split(images, PART)])
+            clean = torch.cat([self.classifier.logits(part) for part in torch.split(images, PREDICTED)])
         predicted = clean.argmax(1)
         explained = (labels if self.target == "label" else predicted).clone()  # safetensors refuses shared memory
         checks.classes_in_range("labels", explained, clean.shape[1])

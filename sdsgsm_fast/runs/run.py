@@ -21,7 +21,7 @@ from .manifest import MANIFEST, SUMMARY, TABLE, Manifest, close, missing_shards,
 from .png import write_pngs
 from .ranks import Alone, Ranks, team
 from .shards import Shard, serialized
-from .summary import csv_bytes, summary_of
+from .summary import columns_of, csv_bytes, summary_of
 
 MOST_BYTES = 2**28  # of a shard's images
 
@@ -137,7 +137,7 @@ def _make(job: Job, data: ImageSet, manifest: Manifest, folder: Path, shard: Sha
 
 def _close(manifest: Manifest, folder: Path) -> dict[str, Any]:
     """Write the summary and the checksums of all."""
-    summary = summary_of(folder, manifest)
+    summary = summary_of(manifest.kind, columns_of(folder, manifest))
     write_json(folder / SUMMARY, summary)
     write_bytes(folder / TABLE, csv_bytes(summary))
     close(folder, manifest)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..common.files import without_nan
 from ..metrics import mean
-from .kinds import ATTACK
+from .kinds import ATTACK, Kind
 from .manifest import Manifest
 from .shards import read
 
@@ -24,11 +24,9 @@ def columns_of(folder: Path, manifest: Manifest) -> dict[str, Tensor]:
     return {name: torch.cat([part[name] for part in parts]) for name in names}
 
 
-def summary_of(folder: Path, manifest: Manifest) -> dict[str, Any]:
-    """Counts and means; None where there is no mean."""
-    found = columns_of(folder, manifest)
-    figures = _attacked(found) if manifest.kind == ATTACK else _explained(found)
-    summary: dict[str, Any] = without_nan(figures)
+def summary_of(kind: Kind, columns: dict[str, Tensor]) -> dict[str, Any]:
+    """Counts and means of what `columns_of` found; None where there is no mean."""
+    summary: dict[str, Any] = without_nan(_attacked(columns) if kind == ATTACK else _explained(columns))
     return summary
 
 

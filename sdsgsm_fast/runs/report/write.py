@@ -103,7 +103,7 @@ def write_report(
     other = "reached class" if stored.manifest.kind == ATTACK else "predicted class"
     shown = torch.tensor(places)
     page = page_of(
-        title=_title(stored), about=_about(stored), summary=summary_of(stored.folder, stored.manifest),
+        title=_title(stored), about=_about(stored), summary=summary_of(stored.manifest.kind, stored.columns),
         figures=[histogram(n.name, _drawn(columns, n.key), n.digits) for n in numbers if n.drawn],
         table=class_table(_drawn(columns, "true"), _drawn(columns, "other"), classes, other),
         gallery={
