@@ -62,7 +62,7 @@ def test_equals_captum(
 ) -> None:
     images = torch.rand(shape, dtype=next(net.parameters()).dtype)
     if images.dtype == torch.float64 and backend == "triton":
-        with pytest.raises(ValueError, match="'triton' does not take torch.float64"):
+        with pytest.raises(ValueError, match=r"'triton' does not take torch\.float64"):
             occlusion_map(net, images, patch=patch, stride=stride, backend=backend)
         return
     images = images[: 1 if backend == "triton" else None]  # its interpreter is slow
