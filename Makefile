@@ -36,10 +36,10 @@ test-all: lint
 	ONEDNN_MAX_CPU_ISA=SSE41 $(BIN)/python $(PYTEST) --isa baseline $(ROOT)/tests
 
 bench: $(VENV)/.installed
-	$(BIN)/python $(ROOT)/bench/update.py $(BENCH_ARGS)
-	$(BIN)/python $(ROOT)/bench/occlude.py $(BENCH_ARGS)
-	$(BIN)/python $(ROOT)/bench/occlusion.py $(BENCH_ARGS)
-	$(BIN)/python $(ROOT)/bench/attack.py $(BENCH_ARGS)
+	cd $(ROOT) && $(BIN)/python -m bench update $(BENCH_ARGS)
+	cd $(ROOT) && $(BIN)/python -m bench occlude $(BENCH_ARGS)
+	cd $(ROOT) && $(BIN)/python -m bench occlusion $(BENCH_ARGS)
+	cd $(ROOT) && $(BIN)/python -m bench attack $(BENCH_ARGS)
 
 lint: $(VENV)/.installed
 	cd $(ROOT) && $(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy

@@ -1,6 +1,6 @@
 """Whole attacks against the field's, in images a second.
 
-    python bench/attack.py [--quick] [--rows NAME ...] [--json FILE]
+    python -m bench attack [--quick] [--rows NAME ...] [--json FILE]
 
 Every attack has ε = 8/255, α = 1/255 and at most 20 updates, and is given images that the model
 gets right. Success is judged afterwards by the model in float32, whatever the attack says.
@@ -37,7 +37,7 @@ import nets
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
-from timing import Rows, parser_of
+from timing import begin, parser_of
 from torch import Tensor, nn
 
 from sdsgsm_fast import BIM, PGD, SDSGSM, Attack, Occlusion, SmoothingOnly, decision_domain, ops
@@ -489,7 +489,7 @@ def main() -> None:
     wanted = args.rows or list(known)
     if unknown := set(wanted) - set(known):
         raise SystemExit(f"--rows: expected some of {', '.join(known)}, found {', '.join(unknown)}")
-    rows = Rows("attack", args.json, line)
+    rows = begin("attack", args, line, ("torchattacks", "foolbox", "adv-lib"))
     for name in wanted:
         rows.add(known[name]())
 

@@ -1,6 +1,6 @@
 """Microbenchmark of the batched zero-out against PyTorch and the memory.
 
-    python bench/occlude.py [--quick] [--json FILE]
+    python -m bench occlude [--quick] [--json FILE]
 
 Each row is one shape, dtype and layout of the copies that a model gets: milliseconds (median of
 interleaved rounds and spread), the largest deviation from the reference of what was timed, and the
@@ -19,7 +19,7 @@ from types import ModuleType
 from typing import Any
 
 import torch
-from timing import Rows, interleaved, parser_of
+from timing import begin, interleaved, parser_of
 from torch import Tensor
 
 from sdsgsm_fast import ops
@@ -136,7 +136,7 @@ def line(row: dict[str, Any]) -> str:
 def main() -> None:
     """Measure, print, and write JSON if asked to."""
     args = parser_of(__doc__).parse_args()
-    rows = Rows("occlude", args.json, line)
+    rows = begin("occlude", args, line)
     for shape, patch, count in CASES:
         for dtype in (torch.float32, torch.bfloat16):
             for last in (False, True):

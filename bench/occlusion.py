@@ -1,6 +1,6 @@
 """Occlusion maps against the loop, Captum and one big batch, on whole networks.
 
-    python bench/occlusion.py [--quick] [--all] [--rows NAME[:PATCH:STRIDE] ...] [--json FILE]
+    python -m bench occlusion [--quick] [--all] [--rows NAME[:PATCH:STRIDE] ...] [--json FILE]
 
 Each row is one network, batch, patch and stride: seconds (median of interleaved rounds and their
 spread), times faster than Captum's default, and the largest deviation of the map from the loop's.
@@ -33,7 +33,7 @@ from typing import Any
 
 import nets
 import torch
-from timing import Rows, parser_of
+from timing import begin, parser_of
 from torch import Tensor, nn
 
 from sdsgsm_fast import Occlusion, decision_domain, occlusion_map, ops
@@ -346,7 +346,7 @@ def main() -> None:
     parser.add_argument("--all", action="store_true", help="also VGG-16 at stride 8: ten minutes")
     parser.add_argument("--rows", nargs="*", default=[], help="networks; default all")
     args = parser.parse_args()
-    rows = Rows("occlusion", args.json, line)
+    rows = begin("occlusion", args, line, ("captum",))
     rows.found["bfloat16_pays"] = bfloat16_pays(torch.device(args.device))
     rows.found["captum"] = CaptumOcclusion is not None
     print(f"bfloat16 pays for one pass on this machine: {rows.found['bfloat16_pays']}")

@@ -1,9 +1,9 @@
 """What a data-set run costs beside the attack itself, what a second process gains, and PGD for comparison.
 
-    python bench/runs.py [--data DIR] [--limit N] [--quick] [--json FILE]
+    python -m bench runs [--data DIR] [--limit N] [--quick] [--json FILE]
 
-- stream, run: SD-SGSM's defaults over the same images by `attack.stream` and by `runs.attack_dataset`,
-  in turn; the overhead is the CPU time that the second takes more, since the wall's is too noisy.
+- run: SD-SGSM's defaults by `runs.attack_dataset`; the overhead is what it takes besides reading images
+  and attacking them, timed inside one run, since two runs differ by more.
 - one process, two ranks: the same set by one process and by two of torchrun, one thread each, from
   start to end of the commands.
 - sdsgsm attack: the whole data set by one command, from start to end.
@@ -19,7 +19,6 @@ from __future__ import annotations
 import importlib
 import os
 import resource
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -27,9 +26,10 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
-from timing import Rows, parser_of
+from timing import begin, parser_of
 from torch import Tensor, nn
 
 from sdsgsm_fast import BIM, SDSGSM, images, models, runs
@@ -38,7 +38,7 @@ from sdsgsm_fast.model.classifier import Classifier
 
 HERE = Path(__file__).parent
 PGD_STEPS = 20
-PART = 512  # images of what is measured several times
+PART = 2048  # images of the run whose overhead is measured
 
 
 class Subject:
@@ -68,40 +68,38 @@ class Subject:
         return [i * len(self.data) // self.limit for i in range(self.limit)]
 
 
-def seconds(work: Callable[[], object], clock: Callable[[], float] = time.perf_counter) -> float:
+def seconds(work: Callable[[], object]) -> float:
     """Time one call."""
-    start = clock()
+    start = time.perf_counter()
     work()
-    return clock() - start
+    return time.perf_counter() - start
 
 
-def overhead(subject: Subject, rounds: int) -> list[dict[str, Any]]:
-    """A run against the bare stream."""
-    places = subject.places()
-    attack = subject.attack().without_skipped()
-    attack.run(*subject.data.rows(places[:64]))
+def overhead(subject: Subject) -> list[dict[str, Any]]:
+    """What a run does besides reading images and attacking them, timed inside one run."""
+    attack = subject.attack()
+    attack.without_skipped().run(*subject.data.rows(subject.places()[:64]))
+    inside = 0.0
 
-    def stream() -> None:
-        for _ in attack.stream(subject.data.rows(places[at : at + 1024]) for at in range(0, len(places), 1024)):
-            pass
+    def timed(method: Callable[..., Any]) -> Callable[..., Any]:
+        def run(*args: Any, **settings: Any) -> Any:
+            nonlocal inside
+            start = time.perf_counter()
+            found = method(*args, **settings)
+            inside += time.perf_counter() - start
+            return found
 
-    def run() -> None:
-        with tempfile.TemporaryDirectory() as folder:
-            runs.attack_dataset(attack, subject.data, folder, limit=subject.limit)
+        return run
 
-    times: dict[str, list[float]] = {"stream": [], "run": []}
-    cpu: dict[str, list[float]] = {"stream": [], "run": []}
-    for _ in range(rounds):
-        for name, work in (("stream", stream), ("run", run)):
-            begun = time.perf_counter()
-            cpu[name].append(seconds(work, time.process_time))
-            times[name].append(time.perf_counter() - begun)
-    middle = {name: statistics.median(taken) for name, taken in times.items()}
-    middle_cpu = {name: statistics.median(taken) for name, taken in cpu.items()}
-    return [
-        {"section": subject.name, "name": name, "seconds": value, "images_per_second": subject.limit / value,
-         "overhead": middle_cpu[name] / middle_cpu["stream"] - 1} for name, value in middle.items()
-    ]  # fmt: skip
+    kind = type(subject.data)
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        mock.patch.object(SDSGSM, "run", timed(SDSGSM.run)),
+        mock.patch.object(kind, "rows", timed(kind.rows)),
+    ):
+        taken = seconds(lambda: runs.attack_dataset(attack, subject.data, folder, limit=subject.limit))
+    return [{"section": subject.name, "name": "run", "seconds": taken, "images_per_second": subject.limit / taken,
+             "overhead": taken / inside - 1}]  # fmt: skip
 
 
 def once(subject: Subject) -> list[dict[str, Any]]:
@@ -191,7 +189,7 @@ def line(row: dict[str, Any]) -> str:
         return f"{head} {row['growth_mb']:.1f} MB more in the last three quarters"
     if row["seconds"] is None:
         return f"{head} missing: {row['missing']}"
-    extra = f" {row['overhead']:+.1%} over the stream" if "overhead" in row else ""
+    extra = f" {row['overhead']:+.1%} beside reading and attacking" if "overhead" in row else ""
     extra += f" {row['success_rate']:.1%} fooled" if "success_rate" in row else ""
     extra += f" {row['times_one']:.2f}× one process" if "times_one" in row else ""
     return f"{head} {row['seconds']:8.1f} s {row['images_per_second']:8.1f} images/s{extra}"
@@ -203,10 +201,10 @@ def main() -> None:
     parser.add_argument("--data", type=Path, help="folder of CIFAR-10 and the network")
     parser.add_argument("--limit", type=int, default=5000)
     args = parser.parse_args()
-    rows = Rows("runs", args.json, line)
+    rows = begin("runs", args, line, ("torchattacks",))
     limit = 256 if args.quick else args.limit
     part = Subject(args.data, min(limit, PART))
-    rows.add(overhead(part, 1 if args.quick else 7))
+    rows.add(overhead(part))
     whole = Subject(args.data, limit)
     rows.add(ranks(whole))
     rows.add(once(whole))

@@ -1,6 +1,6 @@
 """Looks for what goes wrong only now and then: kills, damaged files, threads and odd input, for as long as asked.
 
-    python bench/soak.py [--minutes M] [--seed N] [--json FILE]
+    python -m bench soak [--quick] [--minutes M] [--seed N] [--json FILE]
 
 - kills: `sdsgsm attack`, alone and as two ranks of torchrun, killed at random moments and started again until the
   set is there; it must be the same to the byte as that of a run that nobody killed, and `runs.verify` pass.
@@ -14,7 +14,6 @@ The checks take turns until the time is over. The first thing that is wrong ends
 
 from __future__ import annotations
 
-import argparse
 import os
 import random
 import shutil
@@ -32,7 +31,7 @@ from typing import Any
 
 import torch
 from runs import memory
-from timing import Rows
+from timing import Rows, begin, parser_of
 
 from sdsgsm_fast import SDSGSM, images, models, runs
 from sdsgsm_fast.model.classifier import Classifier
@@ -224,17 +223,17 @@ def line(row: dict[str, Any]) -> str:
 
 def main() -> None:
     """Look for as long as asked."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--minutes", type=float, default=10.0)
+    parser = parser_of(__doc__)
+    parser.add_argument("--minutes", type=float, help="how long; default 10, with --quick 1")
     parser.add_argument("--seed", type=int, default=int(time.time()), help="of what is drawn; the time if not given")
-    parser.add_argument("--json", type=Path, help="write every figure to this file")
     args = parser.parse_args()
     print(f"seed {args.seed}")
-    rows = Rows("soak", args.json, line)
-    rows.add(memory(20_000))
+    minutes = args.minutes or (1.0 if args.quick else 10.0)
+    rows = begin("soak", args, line)
+    rows.add(memory(4_000 if args.quick else 20_000))
     with tempfile.TemporaryDirectory() as top:
         try:
-            soak(Path(top), args.minutes * 60, args.seed, rows)
+            soak(Path(top), minutes * 60, args.seed, rows)
         except WrongError as error:
             sys.exit(f"wrong, with seed {args.seed}: {error}")
 

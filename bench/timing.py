@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import argparse
 import random
+import re
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from sdsgsm_fast import _native_cpu
 from sdsgsm_fast.common.files import write_json
 from sdsgsm_fast.common.machine import machine
+
+RESULTS = Path(__file__).parent / "results"
 
 
 @dataclass(frozen=True)
@@ -66,10 +71,11 @@ def _summary(values: list[float]) -> Timing:
 
 def parser_of(description: str | None) -> argparse.ArgumentParser:
     """Options of every benchmark."""
+    default = "cuda" if torch.cuda.is_available() else "cpu"
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="without torch.compile, few rounds")
-    parser.add_argument("--json", type=Path, help="write every figure to this file")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--quick", action="store_true", help="fewer rounds and candidates, for a first look")
+    parser.add_argument("--json", type=Path, help="where every figure goes; default bench/results/NAME-MACHINE.json")
+    parser.add_argument("--device", default=default, help=f"default {default}")
     parser.add_argument("--isa", action=Isa, help="instruction set of the CPU kernels, in place of the best")
     return parser
 
@@ -79,11 +85,42 @@ class Isa(argparse.Action):
 
     def __call__(self, parser: argparse.ArgumentParser, options: Any, value: Any, name: str | None = None) -> None:
         """Take one that this machine runs."""
-        from sdsgsm_fast import _native_cpu
-
         if value not in _native_cpu.isas():
             parser.error(f"--isa: expected one of {', '.join(_native_cpu.isas())}, found {value}")
         _native_cpu.use_isa(value)
+        options.isa = value
+
+
+def begin(
+    benchmark: str, args: argparse.Namespace, line: Callable[[dict[str, Any]], str], rivals: Sequence[str] = ()
+) -> Rows:
+    """Print what is measured on, and where the figures go."""
+    isa = args.isa or _native_cpu.isas()[-1]
+    path = args.json or RESULTS / f"{benchmark}-{_machine_name(args.device, isa)}{'-quick' if args.quick else ''}.json"
+    rows = Rows(benchmark, path, line)
+    found = {name: _version(name) for name in rivals}
+    rows.found["machine"]["isa"] = isa
+    rows.found |= {"quick": args.quick, "rivals": found}
+    about = rows.found["machine"]
+    processor = about["gpu"] if args.device == "cuda" else f"{about['cpu']}, {about['threads']} threads"
+    print(f"{benchmark} on {processor}; C++ kernels {isa}; torch {about['torch']}; figures go to {path}")
+    for name, version in found.items():
+        print(f"{name}: {version or 'missing (docs/performance.md tells how to install it)'}")
+    return rows
+
+
+def _machine_name(device: str, isa: str) -> str:
+    """The processor, and what limits it, as a part of a file's name."""
+    about = machine()
+    name = str(about["gpu"]) if device == "cuda" else f"{about['cpu']} {isa}"
+    return re.sub(r"[^a-z0-9]+", "-", re.sub(r"\((r|tm)\)", "", name.lower())).strip("-")
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
 
 
 class Rows:

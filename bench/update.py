@@ -1,6 +1,6 @@
 """Microbenchmark of the update: the kernels against eager PyTorch, torch.compile and the memory.
 
-    python bench/update.py [--quick] [--json FILE]
+    python -m bench update [--quick] [--json FILE]
 
 Each row is one shape and gradient dtype: milliseconds (median of interleaved rounds and spread),
 the largest deviation from the reference of what was timed, the bandwidth (bytes that the update
@@ -17,7 +17,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from timing import Rows, Timing, interleaved, parser_of
+from timing import Timing, begin, interleaved, parser_of
 from torch import Tensor
 
 from sdsgsm_fast import ops
@@ -144,7 +144,7 @@ def line(row: dict[str, Any]) -> str:
 def main() -> None:
     """Measure, print, and write JSON if asked to."""
     args = parser_of(__doc__).parse_args()
-    rows = Rows("update", args.json, line)
+    rows = begin("update", args, line)
     rows.add(overhead(args.device))
     for shape in SHAPES:
         for grad_dtype in (torch.float32, torch.bfloat16):

@@ -1,16 +1,84 @@
-"""The benchmarks of bench/gpu run, in tiny sizes and without a GPU, and their results come together."""
+"""The benchmarks list themselves, say what they run on, and compare; those of bench/gpu run in tiny sizes without a GPU."""
 
 from __future__ import annotations
 
+import importlib
 import json
 import subprocess
 import sys
+from argparse import Namespace
+from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from sdsgsm_fast.common.machine import machine
+
 ROOT = Path(__file__).parents[1]
 GPU = ROOT / "bench" / "gpu"
+
+
+MODULES = ("nets", "timing", "compare")  # of bench/ that are no benchmarks
+
+
+@pytest.fixture
+def scripts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Makes the modules of bench/ importable, as `python -m bench` does."""
+    monkeypatch.syspath_prepend(str(ROOT / "bench"))
+    for name in MODULES:
+        monkeypatch.delitem(sys.modules, name, raising=False)
+
+
+def test_every_benchmark_is_listed() -> None:
+    listed = ran("-m", "bench")
+    for path in (ROOT / "bench").glob("[a-z]*.py"):
+        assert (f"\n  {path.stem} " in listed) != (path.stem in MODULES), path
+    unknown = subprocess.run([sys.executable, "-m", "bench", "speed"], capture_output=True, text=True, cwd=ROOT)
+    assert unknown.returncode == 1
+    assert "expected one of update, occlude" in unknown.stderr
+
+
+@pytest.mark.usefixtures("scripts")
+def test_a_result_names_its_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    timing = importlib.import_module("timing")
+    monkeypatch.setattr(timing, "RESULTS", tmp_path)
+    monkeypatch.setattr(timing, "machine", lambda: machine() | {"cpu": "AMD EPYC(tm) 9B45 Processor"})
+    given = Namespace(device="cpu", isa="avx2", quick=True, json=None)
+    timing.begin("update", given, str, ("torch", "no-such-rival")).add([{"name": "a", "ms": 1.0}])
+    said = capsys.readouterr().out
+    assert "no-such-rival: missing" in said
+    assert f"torch: {metadata.version('torch')}" in said
+    assert "AMD EPYC(tm) 9B45" in said
+    found = json.loads((tmp_path / "update-amd-epyc-9b45-processor-avx2-quick.json").read_text())
+    assert found["machine"]["isa"] == "avx2"
+    assert found["rivals"]["no-such-rival"] is None
+    assert found["rows"] == [{"name": "a", "ms": 1.0}]
+
+
+@pytest.mark.usefixtures("scripts")
+def test_two_results_are_compared(tmp_path: Path) -> None:
+    compare = importlib.import_module("compare")
+    rows = [
+        {"shape": [2, 3], "name": "native", "ms": 4.0, "spread": 0.1, "deviation": 1e-7},
+        {"shape": [2, 3], "name": "eager", "ms": 4.0, "spread": 0.1, "deviation": 0.0},
+        {"shape": [2, 3], "name": "gone", "ms": 1.0},
+        {"shape": [2, 3], "name": "untimed", "ms": None},
+    ]
+    other = [rows[0] | {"ms": 2.0}, rows[1] | {"ms": 4.4, "deviation": 1e-3}, rows[2] | {"name": "fresh"}]
+    old, new = ({"benchmark": "update", "machine": {"cpu": "x"}, "rows": found} for found in (rows, other))
+    assert compare.lines_of(old, new) == [
+        " old: x", " new: x",
+        "  2.00×   2×3 native",
+        "  0.91× ≈ 2×3 eager  OFF BY 1e-03, was 0e+00",
+        "only old:  2×3 gone", "only new:  2×3 fresh",
+        "2 rows; 1.35× in the geometric mean, 0.91× to 2.00×",
+    ]  # fmt: skip
+    with pytest.raises(SystemExit, match="update and occlude"):
+        compare.lines_of(old, new | {"benchmark": "occlude"})
+    (tmp_path / "broken.json").write_text("[]")
+    with pytest.raises(SystemExit, match="expected a result of a benchmark"):
+        compare.read(tmp_path / "broken.json")
 
 
 def ran(*command: object) -> str:
