@@ -95,7 +95,7 @@ def begin(
     benchmark: str, args: argparse.Namespace, line: Callable[[dict[str, Any]], str], rivals: Sequence[str] = ()
 ) -> Rows:
     """Print what is measured on, and where the figures go."""
-    isa = args.isa or _native_cpu.isas()[-1]
+    isa = _native_cpu.isa()
     path = args.json or RESULTS / f"{benchmark}-{_machine_name(args.device, isa)}{'-quick' if args.quick else ''}.json"
     rows = Rows(benchmark, path, line)
     found = {name: _version(name) for name in rivals}

@@ -39,44 +39,23 @@ SDSGSM_HD T sign_of(T value) {
   return T(value > T(0)) - T(value < T(0));
 }
 
-// exp(y) for 0 <= y <= 20: y = n·ln 2 + r with |r| <= ln 2 / 2, a polynomial in r, then 2^n.
-SDSGSM_HD float exp_moderate(float y) {
-  const float n = float(int(y * 1.44269504088896341f + 0.5f));
-  const float r = (y - n * 0.693359375f) + n * 2.12194440e-4f;
-  float p = 1.9875691500e-4f;
-  p = p * r + 1.3981999507e-3f;
-  p = p * r + 8.3334519073e-3f;
-  p = p * r + 4.1665795894e-2f;
-  p = p * r + 1.6666665459e-1f;
-  p = p * r + 5.0000001201e-1f;
-  p = p * r * r + r + 1.0f;
-  return p * float_of(uint32_t(int(n) + 127) << 23);
-}
-
-// 1 / d for a normal d > 0, to half an ulp or so: a guess from the exponent and three Newton steps
-// take a third of the cycles of a vector division.
-SDSGSM_HD float reciprocal(float d) {
-  float r = float_of(0x7ef311c7u - bits_of(d));
-  r = r * (2.0f - d * r);
-  r = r * (2.0f - d * r);
-  return r * (2.0f - d * r);
-}
-
-// tanh without branches, so that loops over it vectorise: an odd polynomial near 0, where
-// 1 - 2 / (exp(2|x|) + 1) would cancel, and that expression elsewhere (constants: Cephes).
+// tanh without branches, so that loops over it vectorise: E / (E + 2), where E = exp(2|x|) - 1 has no
+// cancellation. With |x| = n·ln(2)/2 + r it is 2ⁿ·q + (2ⁿ - 1), where q = exp(2r) - 1 is a polynomial.
+// All is scaled by 3/4: then E + 2 lies below a power of two where x is small, which rounds it finer.
 SDSGSM_HD float smooth(float x) {
   const uint32_t sign = bits_of(x) & 0x80000000u;
-  const float magnitude = float_of(bits_of(x) ^ sign);
-  const float square = magnitude * magnitude;
-  float p = -5.70498872745e-3f;
-  p = p * square + 2.06390887954e-2f;
-  p = p * square - 5.37397155531e-2f;
-  p = p * square + 1.33314422036e-1f;
-  p = p * square - 3.33332819422e-1f;
-  const float near = p * square * magnitude + magnitude;
-  const float far = 1.0f - 2.0f * reciprocal(exp_moderate(2.0f * smaller(magnitude, 10.0f)) + 1.0f);
-  const uint32_t pick = 0u - uint32_t(magnitude < 0.625f);  // a ternary would become a branch
-  return float_of((bits_of(near) & pick) | (bits_of(far) & ~pick) | sign);
+  const float magnitude = smaller(float_of(bits_of(x) ^ sign), 10.0f);
+  // The addend leaves 127 + n in the lowest bits, where the exponent's are of 2ⁿ.
+  const float addend = 12582912.0f + 127.0f, t = magnitude * 2.8853900817779268f + addend;
+  const float power = float_of(bits_of(t) << 23), r = magnitude - (t - addend) * 0.34657359027997264f;
+  float p = 6.66354969e-2f;
+  p = p * r + 0.200812474f;
+  p = p * r + 0.500006676f;
+  p = p * r + 0.999992311f;
+  p = p * r + 1.5f;
+  const float q = r + (r * r * p + r * 0.5f);  // 1.5 · r rounded once where there is no fma
+  const float e = power * q + (power * 0.75f - 0.75f);
+  return float_of(bits_of(e / (e + 1.5f)) | sign);
 }
 
 SDSGSM_HD double smooth(double x) { return tanh(x); }

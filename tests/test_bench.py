@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from sdsgsm_fast import _native_cpu
 from sdsgsm_fast.common.machine import machine
 
 ROOT = Path(__file__).parents[1]
@@ -44,7 +45,8 @@ def test_a_result_names_its_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     timing = importlib.import_module("timing")
     monkeypatch.setattr(timing, "RESULTS", tmp_path)
     monkeypatch.setattr(timing, "machine", lambda: machine() | {"cpu": "AMD EPYC(tm) 9B45 Processor"})
-    given = Namespace(device="cpu", isa="avx2", quick=True, json=None)
+    monkeypatch.setattr(_native_cpu, "isa", lambda: "avx2")
+    given = Namespace(device="cpu", quick=True, json=None)
     timing.begin("update", given, str, ("torch", "no-such-rival")).add([{"name": "a", "ms": 1.0}])
     said = capsys.readouterr().out
     assert "no-such-rival: missing" in said
