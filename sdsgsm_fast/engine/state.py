@@ -15,7 +15,7 @@ import itertools
 import sys
 import weakref
 from collections import OrderedDict, deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Set
 from contextlib import suppress
 from contextvars import ContextVar
 from types import (
@@ -33,7 +33,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .own import ATTRIBUTES, own_containers
+from .own import ATTRIBUTES
 
 ATOMS = frozenset(map(id, (int, float, complex, bool, str, bytes, type(None))))  # a class may have a hash of its own
 CONTAINERS = (dict, list, tuple, set, frozenset, deque)
@@ -71,7 +71,7 @@ class State:
     model
         A module or another callable.
     own
-        Ids of the model's own containers, where they are known.
+        Ids of the model's own containers, where `changed_elsewhere` or `cache_elsewhere` is to be asked.
     hold
         Keep all that is reached alive, so that no id goes to another object meanwhile.
 
@@ -92,8 +92,7 @@ class State:
         If the model reaches more than `MOST` objects.
     """
 
-    def __init__(self, model: Any, *, own: set[int] | None = None, hold: bool = False) -> None:
-        own = {id(holder) for holder in own_containers(model)} if own is None else own
+    def __init__(self, model: Any, *, own: Set[int] = frozenset(), hold: bool = False) -> None:
         with torch._C.DisableTorchFunctionSubclass():
             walk = _Walk(model, hold)
         self.functions = frozenset(walk.functions)
@@ -264,11 +263,14 @@ class _Walk:
 
     def _container(self, name: str, value: Any) -> None:
         given = type(value)
+        plain = id(given) in PLAIN
+        if plain and not value:  # most of a module's
+            self.contents[id(value)], self.names[id(value)] = (id(given),), name
+            return
         kind = next(k for k in CONTAINERS if issubclass(given, k))
         count = kind.__len__(value)
-        plain = id(given) in PLAIN
-        if count > LARGE or (not count and plain):
-            self.opaque |= count > LARGE
+        if count > LARGE:
+            self.opaque = True
             self._note(value, name, [count])
             return
         if kind is dict:
