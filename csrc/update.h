@@ -48,12 +48,13 @@ SDSGSM_HD float smooth(float x) {
   // The addend leaves 127 + n in the lowest bits, where the exponent's are of 2ⁿ.
   const float addend = 12582912.0f + 127.0f, t = magnitude * 2.8853900817779268f + addend;
   const float power = float_of(bits_of(t) << 23), r = magnitude - (t - addend) * 0.34657359027997264f;
-  float p = 6.66354969e-2f;
-  p = p * r + 0.200812474f;
-  p = p * r + 0.500006676f;
-  p = p * r + 0.999992311f;
+  float p = 0.0190521199f;
+  p = p * r + 0.0669199675f;
+  p = p * r + 0.200001404f;
+  p = p * r + 0.499996185f;
+  p = p * r + 1.0f;
   p = p * r + 1.5f;
-  const float q = r + (r * r * p + r * 0.5f);  // 1.5 · r rounded once where there is no fma
+  const float q = 2.0f * r + (r * r * p - 0.5f * r);  // 1.5 · r rounded finer, where there is no fma
   const float e = power * q + (power * 0.75f - 0.75f);
   return float_of(bits_of(e / (e + 1.5f)) | sign);
 }

@@ -31,7 +31,7 @@ Ints = npt.NDArray[np.int64]
 
 # Of a chunk; with twice as much glibc hands pages back that are needed again at once.
 CPU_BYTES = 32 * 2**20
-CPU_CHUNK = (16, 64)
+CPU_CHUNK = (16, 256)  # few windows of a small network leave most of the time to Python
 CPU_CLEAN_BYTES = 256 * 2**20  # of the clean maps of a group of images
 CUDA_CHUNK = 4096  # not measured
 CUDA_SHARE = 0.4  # of the free memory, where no max_memory is given; not measured
