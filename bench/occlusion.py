@@ -16,12 +16,15 @@ spread), times faster than Captum's default, and the largest deviation of the ma
 - domain: `Occlusion(rule="top")` at precision "auto"; its deviation is the share of pixels that
   differ from the float32 domain, with the share of windows that were scored twice.
 
-Networks have random calibrated weights, but for the embedded classifier.
+Networks have random weights, but for the embedded classifier; those of transformers, where that is
+installed, are not calibrated.
 """
 
 from __future__ import annotations
 
 import copy
+import importlib
+import importlib.util
 import random
 import statistics
 import time
@@ -29,6 +32,7 @@ import warnings
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import nets
@@ -287,6 +291,37 @@ def line(row: dict[str, Any]) -> str:
     )
 
 
+TRANSFORMERS: dict[str, tuple[str, dict[str, Any], int, int, int]] = {
+    "vit-small": ("ViT", {"image_size": 32, "patch_size": 4, "hidden_size": 192, "num_hidden_layers": 6,
+                          "num_attention_heads": 3, "intermediate_size": 768}, 32, 8, 4),
+    "vit-tiny": ("ViT", {"hidden_size": 192, "num_attention_heads": 3, "intermediate_size": 768}, 224, 1, 32),
+    "swin-small": ("Swin", {"image_size": 32, "patch_size": 2, "embed_dim": 48, "depths": [2, 2, 2],
+                            "num_heads": [2, 4, 8], "window_size": 4}, 32, 8, 4),
+    "swin-tiny": ("Swin", {}, 224, 1, 32),
+    "dinov2-small": ("Dinov2", {"image_size": 32, "patch_size": 4, "hidden_size": 192, "num_hidden_layers": 6,
+                                "num_attention_heads": 3, "mlp_ratio": 4}, 32, 8, 4),
+    "convnext-small": ("ConvNext", {"patch_size": 2, "hidden_sizes": [48, 96, 192], "depths": [2, 2, 4],
+                                    "num_stages": 3}, 32, 8, 4),
+    "mobilenetv2": ("MobileNetV2", {"image_size": 96}, 96, 4, 12),
+}  # fmt: skip
+"""Networks of the package transformers: class and settings, image size, batch and patch."""
+
+
+class _Logits(nn.Module):
+    """A network of transformers with random weights, which gives its logits alone."""
+
+    def __init__(self, kind: str, settings: dict[str, Any]) -> None:
+        super().__init__()
+        package = importlib.import_module("transformers")
+        config = getattr(package, f"{kind}Config")(num_labels=10, **settings)
+        self.net = getattr(package, f"{kind}ForImageClassification")(config).eval()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, 10)."""
+        logits: Tensor = self.net(x).logits
+        return logits
+
+
 def cases(device: str, wanted: list[str], everything: bool) -> list[Callable[[], Case]]:
     """What is measured; each is built when its turn comes."""
 
@@ -315,6 +350,10 @@ def cases(device: str, wanted: list[str], everything: bool) -> list[Callable[[],
         case("resnet18", nets.resnet18, 1, 224, 16, 8),
         case("vgg16", nets.vgg16, 1, 224, 16, 16, 1),
     ]
+    if importlib.util.find_spec("transformers") is not None:
+        for name, (kind, settings, size, batch, patch) in TRANSFORMERS.items():
+            make = partial(_Logits, kind, settings)
+            listed += [case(name, make, count, size, patch, patch) for count in sorted({batch, 1})]
     if everything:
         listed.append(case("vgg16", nets.vgg16, 1, 224, 16, 8, 1))
     found = [
@@ -346,7 +385,7 @@ def main() -> None:
     parser.add_argument("--all", action="store_true", help="also VGG-16 at stride 8: ten minutes")
     parser.add_argument("--rows", nargs="*", default=[], help="networks; default all")
     args = parser.parse_args()
-    rows = begin("occlusion", args, line, ("captum",))
+    rows = begin("occlusion", args, line, ("captum", "transformers"))
     rows.found["bfloat16_pays"] = bfloat16_pays(torch.device(args.device))
     rows.found["captum"] = CaptumOcclusion is not None
     print(f"bfloat16 pays for one pass on this machine: {rows.found['bfloat16_pays']}")

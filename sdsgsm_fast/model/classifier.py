@@ -25,7 +25,7 @@ _LOCKS: weakref.WeakKeyDictionary[nn.Module, threading.RLock] = weakref.WeakKeyD
 """Of modules that are held: two threads would undo each other's flags."""
 
 PRECISIONS = ("auto", "float32", "bfloat16")
-PREDICTED = 64  # images of a batch whose classes alone are asked for
+PREDICTED = 128  # images of a batch whose classes alone are asked for
 
 
 class SurrogateModel(Protocol):
