@@ -51,6 +51,7 @@ from train_photonet import train
 
 EPS, ALPHA, STEPS = 8 / 255, 1 / 255, 20
 CACHE = Path(__file__).parent / ".cache"
+QUICK = ("photonet", "vit", "stream")  # sections that need no trained ResNet-18
 SETTINGS: dict[str, Any] = {"eps": EPS, "alpha": ALPHA, "steps": STEPS}
 
 Run = Callable[[nn.Module, Tensor, Tensor], Tensor]
@@ -483,10 +484,12 @@ def sections(device: str, quick: bool) -> dict[str, Callable[[], list[dict[str, 
 def main() -> None:
     """Measure, print and perhaps write."""
     parser = parser_of(__doc__)
-    parser.add_argument("--rows", nargs="*", metavar="NAME", help="only these sections")
+    parser.add_argument(
+        "--rows", nargs="*", metavar="NAME", help=f"only these sections; with --quick {', '.join(QUICK)}"
+    )
     args = parser.parse_args()
     known = sections(args.device, args.quick)
-    wanted = args.rows or list(known)
+    wanted = args.rows or [name for name in known if not args.quick or name in QUICK]
     if unknown := set(wanted) - set(known):
         raise SystemExit(f"--rows: expected some of {', '.join(known)}, found {', '.join(unknown)}")
     rows = begin("attack", args, line, ("torchattacks", "foolbox", "adv-lib"))

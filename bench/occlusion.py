@@ -56,6 +56,7 @@ with warnings.catch_warnings():
         CaptumOcclusion = None
 
 EVALUATIONS = (1, 8, 64)
+QUICK = ("resnet18-cifar:4:4", "photonet", "vit", "resnet18:16:16", "vit-small", "swin-small")  # one round of each
 KEPT = ("float32", "dense", "bfloat16", "domain")  # timed after a call that was not
 
 
@@ -383,7 +384,7 @@ def main() -> None:
     """Measure, print, and write JSON if asked to."""
     parser = parser_of(__doc__)
     parser.add_argument("--all", action="store_true", help="also VGG-16 at stride 8: ten minutes")
-    parser.add_argument("--rows", nargs="*", default=[], help="networks; default all")
+    parser.add_argument("--rows", nargs="*", default=[], help="networks; default all, with --quick " + ", ".join(QUICK))
     args = parser.parse_args()
     rows = begin("occlusion", args, line, ("captum", "transformers"))
     rows.found["bfloat16_pays"] = bfloat16_pays(torch.device(args.device))
@@ -391,8 +392,11 @@ def main() -> None:
     print(f"bfloat16 pays for one pass on this machine: {rows.found['bfloat16_pays']}")
     if CaptumOcclusion is None:
         print("captum is not installed: its rows are the same passes in a leaner loop")
-    for build in cases(args.device, args.rows, args.all):
-        rows.add(measure(build(), args.quick))
+    wanted = args.rows or (list(QUICK) if args.quick else [])
+    for build in cases(args.device, wanted, args.all):
+        case = build()
+        case.rounds = 1 if args.quick else case.rounds
+        rows.add(measure(case, args.quick))
 
 
 if __name__ == "__main__":
