@@ -482,7 +482,7 @@ def sections(device: str, quick: bool) -> dict[str, Callable[[], list[dict[str, 
 
 
 def main() -> None:
-    """Measure, print and perhaps write."""
+    """Measure, print and write."""
     parser = parser_of(__doc__)
     parser.add_argument(
         "--rows", nargs="*", metavar="NAME", help=f"only these sections; with --quick {', '.join(QUICK)}"
@@ -492,7 +492,7 @@ def main() -> None:
     wanted = args.rows or [name for name in known if not args.quick or name in QUICK]
     if unknown := set(wanted) - set(known):
         raise SystemExit(f"--rows: expected some of {', '.join(known)}, found {', '.join(unknown)}")
-    rows = begin("attack", args, line, ("torchattacks", "foolbox", "adv-lib"))
+    rows = begin("attack", args, line, ("torchattacks", "foolbox", "adv-lib"), part="-".join(args.rows or []))
     for name in wanted:
         rows.add(known[name]())
 

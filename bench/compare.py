@@ -3,7 +3,8 @@
     python -m bench compare OLD NEW
 
 A row's time in OLD over that in NEW: 2.00× is twice as fast. "≈" marks what lies within the two
-rows' spreads. Rows that only one of them has, and rows whose results are further off, are named.
+rows' spreads, "?" rows without one. Rows that only one of them has, and rows whose results are further off,
+are named.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ def read(path: Path) -> dict[str, Any]:
         if not isinstance(found["rows"], list) or not isinstance(found["benchmark"], str):
             raise TypeError
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise SystemExit(f"{path}: expected a result of a benchmark, found {error or 'something else'}") from error
+        raise SystemExit(f"{path}: expected a result of a benchmark; {str(error) or 'it has no rows'}") from error
     return found
 
 
@@ -68,11 +69,13 @@ def lines_of(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     for key in (key for key in before if key in after):
         ratio, noise = _ratio(before[key], after[key])
         ratios.append(ratio)
-        sign = "≈" if abs(math.log(ratio)) <= noise else " "
+        sign = "?" if not noise else "≈" if abs(math.log(ratio)) <= noise else " "
         lines.append(f"{ratio:6.2f}× {sign} {_label(key)}{_further_off(before[key], after[key])}")
     for name, rows, others in (("old", before, after), ("new", after, before)):
         lines += [f"only {name}:  {_label(key)}" for key in rows if key not in others]
-    if ratios:
+    if not ratios:
+        lines.append("no rows with times in common")
+    else:
         mean = math.exp(sum(map(math.log, ratios)) / len(ratios))
         lines.append(f"{len(ratios)} rows; {mean:.2f}× in the geometric mean, {min(ratios):.2f}× to {max(ratios):.2f}×")
     return lines
@@ -80,7 +83,8 @@ def lines_of(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
 
 def _machine(found: dict[str, Any]) -> str:
     about = found.get("machine", {})
-    return ", ".join(str(about[k]) for k in ("cpu", "gpu", "isa", "threads", "torch", "sdsgsm-fast") if k in about)
+    known = [str(about[k]) for k in ("cpu", "gpu", "isa", "threads", "torch", "sdsgsm-fast") if k in about]
+    return ", ".join([*known, "quick"] if found.get("quick") else known)
 
 
 def _ratio(old: dict[str, Any], new: dict[str, Any]) -> tuple[float, float]:

@@ -134,7 +134,7 @@ def line(row: dict[str, Any]) -> str:
 
 
 def main() -> None:
-    """Measure, print, and write JSON if asked to."""
+    """Measure, print and write."""
     args = parser_of(__doc__).parse_args()
     rows = begin("occlude", args, line)
     for shape, patch, count in CASES:

@@ -229,7 +229,7 @@ def main() -> None:
     args = parser.parse_args()
     print(f"seed {args.seed}")
     minutes = args.minutes or (1.0 if args.quick else 10.0)
-    rows = begin("soak", args, line)
+    rows = begin("soak", args, line, device="cpu")
     rows.add(memory(4_000 if args.quick else 20_000))
     with tempfile.TemporaryDirectory() as top:
         try:

@@ -92,28 +92,49 @@ class Isa(argparse.Action):
 
 
 def begin(
-    benchmark: str, args: argparse.Namespace, line: Callable[[dict[str, Any]], str], rivals: Sequence[str] = ()
-) -> Rows:
-    """Print what is measured on, and where the figures go."""
-    isa = _native_cpu.isa()
-    path = args.json or RESULTS / f"{benchmark}-{_machine_name(args.device, isa)}{'-quick' if args.quick else ''}.json"
+    benchmark: str, args: argparse.Namespace, line: Callable[[dict[str, Any]], str], rivals: Sequence[str] = (),
+    *, device: str | None = None, part: str = "",
+) -> Rows:  # fmt: skip
+    """Print what is measured on, and where the figures go.
+
+    `device` is where it runs whatever `args` say; `part` names what is measured of it, so that a part
+    does not take the place of the whole.
+    """
+    isa, on_gpu = _native_cpu.isa(), torch.device(device or args.device).type == "cuda"
+    name = [benchmark, part, _machine_name(on_gpu, isa), "quick" if args.quick else ""]
+    path = args.json or RESULTS / f"{'-'.join(word for word in name if word)}.json"
     rows = Rows(benchmark, path, line)
-    found = {name: _version(name) for name in rivals}
+    found = {rival: _version(rival) for rival in rivals}
     rows.found["machine"]["isa"] = isa
     rows.found |= {"quick": args.quick, "rivals": found}
     about = rows.found["machine"]
-    processor = about["gpu"] if args.device == "cuda" else f"{about['cpu']}, {about['threads']} threads"
+    processor = about["gpu"] if on_gpu else f"{about['cpu']}, {about['threads']} threads"
     print(f"{benchmark} on {processor}; C++ kernels {isa}; torch {about['torch']}; figures go to {path}")
-    for name, version in found.items():
-        print(f"{name}: {version or 'missing (docs/performance.md tells how to install it)'}")
+    for rival, version in found.items():
+        print(f"{rival}: {version or 'missing (pyproject.toml tells how the rivals are installed)'}")
     return rows
 
 
-def _machine_name(device: str, isa: str) -> str:
+def _machine_name(on_gpu: bool, isa: str) -> str:
     """The processor, and what limits it, as a part of a file's name."""
     about = machine()
-    name = str(about["gpu"]) if device == "cuda" else f"{about['cpu']} {isa}"
-    return re.sub(r"[^a-z0-9]+", "-", re.sub(r"\((r|tm)\)", "", name.lower())).strip("-")
+    name = str(about["gpu"]) if on_gpu else f"{about['cpu']} {_cpu_model()} {isa}"
+    return slug(re.sub(r"\((r|tm)\)", "", name.lower()))
+
+
+def slug(text: str) -> str:
+    """A text as a part of a file's name."""
+    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
+
+
+def _cpu_model() -> str:
+    """Family and model of an x86 CPU, whose name may say little, as in a virtual machine."""
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    except OSError:
+        return ""
+    found = [re.search(rf"^{key}\s*: (\d+)$", text, re.MULTILINE) for key in ("cpu family", "model")]
+    return " ".join(match.group(1) for match in found if match)
 
 
 def _version(package: str) -> str | None:

@@ -142,7 +142,7 @@ def line(row: dict[str, Any]) -> str:
 
 
 def main() -> None:
-    """Measure, print, and write JSON if asked to."""
+    """Measure, print and write."""
     args = parser_of(__doc__).parse_args()
     rows = begin("update", args, line)
     rows.add(overhead(args.device))

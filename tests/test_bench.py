@@ -45,14 +45,15 @@ def test_a_result_names_its_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     timing = importlib.import_module("timing")
     monkeypatch.setattr(timing, "RESULTS", tmp_path)
     monkeypatch.setattr(timing, "machine", lambda: machine() | {"cpu": "AMD EPYC(tm) 9B45 Processor"})
+    monkeypatch.setattr(timing, "_cpu_model", lambda: "25 17")
     monkeypatch.setattr(_native_cpu, "isa", lambda: "avx2")
     given = Namespace(device="cpu", quick=True, json=None)
-    timing.begin("update", given, str, ("torch", "no-such-rival")).add([{"name": "a", "ms": 1.0}])
+    timing.begin("update", given, str, ("torch", "no-such-rival"), part="vit").add([{"name": "a", "ms": 1.0}])
     said = capsys.readouterr().out
     assert "no-such-rival: missing" in said
     assert f"torch: {metadata.version('torch')}" in said
     assert "AMD EPYC(tm) 9B45" in said
-    found = json.loads((tmp_path / "update-amd-epyc-9b45-processor-avx2-quick.json").read_text())
+    found = json.loads((tmp_path / "update-vit-amd-epyc-9b45-processor-25-17-avx2-quick.json").read_text())
     assert found["machine"]["isa"] == "avx2"
     assert found["rivals"]["no-such-rival"] is None
     assert found["rows"] == [{"name": "a", "ms": 1.0}]
@@ -78,6 +79,9 @@ def test_two_results_are_compared(tmp_path: Path) -> None:
     ]  # fmt: skip
     with pytest.raises(SystemExit, match="update and occlude"):
         compare.lines_of(old, new | {"benchmark": "occlude"})
+    fast = {"rows": [{"name": "a", "ms": 1.0}], "benchmark": "update", "quick": True}
+    assert compare.lines_of(fast, fast)[:3] == [" old: quick", " new: quick", "  1.00× ? a"]
+    assert compare.lines_of(fast, fast | {"rows": []})[-1] == "no rows with times in common"
     (tmp_path / "broken.json").write_text("[]")
     with pytest.raises(SystemExit, match="expected a result of a benchmark"):
         compare.read(tmp_path / "broken.json")
