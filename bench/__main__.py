@@ -1,9 +1,4 @@
-"""The benchmarks of this folder: list them, run one, compare two results.
-
-python -m bench                      what there is
-python -m bench NAME [--quick] …     run one; --help tells its options
-python -m bench compare OLD NEW      two result files row by row
-"""
+"""The benchmarks of this folder: list them, run one, compare two results."""
 
 from __future__ import annotations
 

@@ -203,9 +203,8 @@ def main() -> None:
     parser.add_argument("--data", type=Path, help="folder of CIFAR-10 and the network")
     parser.add_argument("--limit", type=int, default=5000)
     args = parser.parse_args()
-    rows = begin(
-        "runs", args, line, ("torchattacks",), device="cpu", part=str(args.limit) if args.limit != 5000 else ""
-    )
+    few = "" if args.limit == parser.get_default("limit") else f"{args.limit}-images"
+    rows = begin("runs", args, line, ("torchattacks",), device="cpu", part=few)
     limit = 256 if args.quick else args.limit
     part = Subject(args.data, min(limit, PART))
     rows.add(overhead(part))
