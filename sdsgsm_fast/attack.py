@@ -78,7 +78,7 @@ class _OpenBatch:
 
     batch: Batch
     given: Tensor
-    skipped: Tensor
+    predicted: Tensor
     domain_result: DomainResult
     judge: Judge
 
@@ -407,7 +407,7 @@ class Attack:
         judge = Judge(self.classifier, labels, target)
         if not len(exact):
             nothing = DomainResult(exact.new_empty((0, *exact.shape[2:])))
-            return self._open_batch(exact, given, judge, places, nothing, labels == labels, None, 0)
+            return self._open_batch(exact, given, judge, places, nothing, labels, None, 0)
         self._prepare_model(exact)
         self.search.use(exact)
         before = self.classifier.forwards
@@ -426,13 +426,14 @@ class Attack:
         forward = math.ceil((looked - before - int(verdict_passes.sum())) / len(exact)) + own_passes
         forward += measured.cpu() * math.ceil(spent / max(1, int(measured.sum())))
         grad = None if self._loop_settings.late else clean.grad
-        return self._open_batch(exact, given, judge, places, domain_result, correct, grad, forward)
+        return self._open_batch(exact, given, judge, places, domain_result, clean.predicted, grad, forward)
 
     def _open_batch(
         self, images: Tensor, given: Tensor, judge: Judge, places: Tensor, domain_result: DomainResult,
-        correct: Tensor, grad: Tensor | None, forward: int | Tensor,
+        predicted: Tensor, grad: Tensor | None, forward: int | Tensor,
     ) -> _OpenBatch:  # fmt: skip
         """Put together what the loop takes."""
+        correct = predicted == judge.labels
         moves = (torch.as_tensor(self.eps) > 0).to(correct.device)
         if grad is not None:
             checks.finite_gradient(grad, places, correct & moves)
@@ -445,17 +446,18 @@ class Attack:
             (none + torch.as_tensor(forward).cpu()).numpy(), (none + by_gradient).numpy(),
             grad_counted=by_gradient,
         )  # fmt: skip
-        return _OpenBatch(batch, given, ~correct, domain_result, judge)
+        return _OpenBatch(batch, given, predicted, domain_result, judge)
 
     def _result(self, p: _OpenBatch) -> AttackResult:
         """Everything that was found out about a batch."""
         b = p.batch
 
         def on_device(values: Ints | Flags) -> Tensor:
-            return torch.from_numpy(values).to(p.skipped.device)
+            return torch.from_numpy(values).to(p.predicted.device)
 
         result = AttackResult(
-            adv=b.adv, success=on_device(b.success), skipped=p.skipped, updates=on_device(b.updates),
+            adv=b.adv, success=on_device(b.success), skipped=p.predicted != b.labels,
+            predicted=p.predicted, updates=on_device(b.updates),
             domain=p.domain_result.domain, scores=p.domain_result.scores, rescored=p.domain_result.rescored,
             passes=Passes(on_device(b.forward), on_device(b.backward)), index=on_device(b.places.copy()),
             images=b.images, bounds=self.bounds, judge=p.judge,

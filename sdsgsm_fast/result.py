@@ -61,6 +61,8 @@ class AttackResult:
         (B,) bool: the model, in its own precision, is fooled by `adv` and was not before.
     skipped : Tensor
         (B,) bool: the model misclassified the clean image, which was therefore left alone.
+    predicted : Tensor
+        (B,) int64: the class that the model gives the clean image.
     updates : Tensor
         (B,) int64: steps taken, over all restarts.
     domain : Tensor
@@ -87,6 +89,7 @@ class AttackResult:
     adv: Tensor
     success: Tensor
     skipped: Tensor
+    predicted: Tensor
     updates: Tensor
     domain: Tensor
     scores: Tensor | None

@@ -75,7 +75,8 @@ class Rival:
         """
         judge, adv, size = Judge(classifier, labels, None), images.clone(), classifier.batch_size or AT_ONCE
         with classifier.frozen():
-            skipped = torch.cat([classifier.logits(x).argmax(1) for x in torch.split(images, size)]) != labels
+            predicted = torch.cat([classifier.logits(x).argmax(1) for x in torch.split(images, size)])
+        skipped = predicted != labels
         counted, rows = Counted(classifier), (~skipped).nonzero().flatten()
         with classifier.frozen(), torch.enable_grad():
             counted.eval()  # held, so that the model's own modes come back
@@ -88,9 +89,9 @@ class Rival:
         count = torch.zeros_like(labels)
         passes = Passes(count + round(counted.forwards / each), count + round(counted.backwards / each))
         return AttackResult(
-            adv=adv, success=success, skipped=skipped, updates=count, domain=images.new_ones(images[:, 0].shape),
-            scores=None, rescored=None, passes=passes, index=torch.arange(len(images)), images=images,
-            bounds=(0.0, 1.0), judge=judge,
+            adv=adv, success=success, skipped=skipped, predicted=predicted, updates=count,
+            domain=images.new_ones(images[:, 0].shape), scores=None, rescored=None, passes=passes,
+            index=torch.arange(len(images)), images=images, bounds=(0.0, 1.0), judge=judge,
         )  # fmt: skip
 
 

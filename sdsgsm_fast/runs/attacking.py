@@ -15,6 +15,7 @@ from ..common.progress import Progress
 from ..data.images import ImageSet
 from ..gradients import Diversity
 from ..model.classifier import PREDICTED
+from ..result import AttackResult
 from .job import Job, on_host, plain
 from .kinds import ATTACK
 from .run import run
@@ -113,11 +114,11 @@ class AttackJob(Job):
         adv, bounds = result.adv, result.bounds
         found = {
             "images": as_bytes(adv, bounds) if self.attack.levels == 256 else adv.float(),
-            "labels": labels, "reached": self._classes(adv),
+            "labels": labels, "reached": self._reached(result),
             "success": result.success, "skipped": result.skipped, "updates": result.updates,
             "forward": result.passes.forward, "backward": result.passes.backward, "index": result.index,
             "l2": metrics.l2(adv, images).float(), "linf": metrics.linf(adv, images).float(),
-            "ssim": _similarity(adv, images, bounds).float(),
+            "ssim": _similarity(result).float(),
         }  # fmt: skip
         if "domain" in self.keep:
             found["domain"] = result.domain.float()
@@ -125,19 +126,24 @@ class AttackJob(Job):
             found["scores"] = result.scores.float()
         return on_host(found)
 
-    def _classes(self, images: Tensor) -> Tensor:
-        """Classes (n,) that the model gives images, by the traced model where that decides alike."""
+    def _reached(self, result: AttackResult) -> Tensor:
+        """Classes (B,) that the model gives the results; another than before only where it is fooled."""
+        classes, fooled = result.predicted.clone(), result.success.nonzero().flatten()
         with self.classifier.frozen():
-            parts = [self.classifier.verdicts(part)[0].argmax(1) for part in torch.split(images, PREDICTED)]
-        return torch.cat(parts)
+            for rows in torch.split(fooled, PREDICTED):
+                classes[rows] = self.classifier.verdicts(result.adv[rows])[0].argmax(1)
+        return classes
 
 
-def _similarity(adv: Tensor, images: Tensor, bounds: tuple[float, float]) -> Tensor:
+def _similarity(result: AttackResult) -> Tensor:
     """SSIM (B,), NaN where images are smaller than its window."""
-    if min(adv.shape[2:]) < metrics.SSIM_WINDOW:
-        return torch.full((len(adv),), torch.nan)
-    parts = zip(torch.split(adv, PART), torch.split(images, PART), strict=True)
-    return torch.cat([metrics.ssim(a, x, bounds) for a, x in parts])
+    found = torch.full((len(result.adv),), torch.nan, dtype=torch.float64, device=result.adv.device)
+    if min(result.adv.shape[2:]) < metrics.SSIM_WINDOW:
+        return found
+    found[result.skipped] = 1.0
+    for rows in torch.split((~result.skipped).nonzero().flatten(), PART):
+        found[rows] = metrics.ssim(result.adv[rows], result.images[rows], result.bounds).to(found)
+    return found
 
 
 def settings_of(attack: Attack) -> dict[str, Any]:

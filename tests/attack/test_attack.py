@@ -139,7 +139,8 @@ def test_success_is_what_the_model_says(net: nn.Module, images: Tensor, labels: 
     for attack in (SDSGSM(net), BIM(net, early_stop=False), SDSGSM(net, eps=0.5, loss="margin")):
         result = attack.run(images, labels)
         wrong = predicted(net, result.adv) != labels
-        assert torch.equal(result.skipped, predicted(net, images) != labels)
+        assert torch.equal(result.predicted, predicted(net, images))
+        assert torch.equal(result.skipped, result.predicted != labels)
         assert torch.equal(result.success, wrong & ~result.skipped)
         assert torch.equal(result.adv[result.skipped], images[result.skipped])
         assert torch.all(result.updates[result.skipped] == 0)
