@@ -48,11 +48,11 @@ $(VENV)/.installed: $(SOURCES) $(ROOT)/constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and \
 		"the pinned versions need Python 3.11 or newer: make PYTHON=python3.11")'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install -q -c $(ROOT)/constraints.txt setuptools pybind11
-	$(BIN)/python -m pip install -q -c $(ROOT)/constraints.txt --no-build-isolation \
+	$(BIN)/python -m pip install -q --no-compile -c $(ROOT)/constraints.txt setuptools pybind11
+	$(BIN)/python -m pip install -q --no-compile -c $(ROOT)/constraints.txt --no-build-isolation \
 		-e '$(ROOT)[cli,test]'
 	# It asks for torchvision, of which there is no CPU build on PyPI, and does not need it.
-	$(BIN)/python -m pip install -q -c $(ROOT)/constraints.txt --no-deps torchattacks
+	$(BIN)/python -m pip install -q --no-compile -c $(ROOT)/constraints.txt --no-deps torchattacks
 	touch $@
 
 clean:

@@ -25,6 +25,7 @@ from ..model.classifier import Classifier, logits_of
 from .effects import EffectError, check_again, check_effects
 from .leaves import leaves, mapped
 from .own import OwnState
+from .shapes import returned
 from .state import State
 
 BATCHES = (7, 67)
@@ -352,7 +353,7 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         written = args[0] if func._schema.is_mutable else None
         recorded = mapped(self._argument, (args, kwargs))
         real_args, real_kwargs = mapped(self._twin, (args, kwargs))
-        result = SHORT.get(func, func)(*real_args, **real_kwargs)
+        result = returned(func, real_args, real_kwargs)
         if written is not None:
             func = self._functional(func, written, result)
         self._note(func, recorded, result)
@@ -472,29 +473,6 @@ class _RecordWhole(TorchFunctionMode):
 def _on_meta(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
     """Whether a tensor among the arguments has no data."""
     return any(isinstance(leaf, Tensor) and leaf.is_meta for leaf in leaves((args, kwargs)))
-
-
-def _batch_norm(x: Tensor, *arguments: Any) -> Any:
-    training = arguments[4]
-    if training:
-        return torch.ops.aten.native_batch_norm.default(x, *arguments)
-    return torch.empty_like(x), x.new_empty(0), x.new_empty(0)
-
-
-def _layer_norm(x: Tensor, *arguments: Any) -> Any:
-    return x.new_empty(x.shape), x.new_empty(0), x.new_empty(0)
-
-
-def _addmm(bias: Tensor, x: Tensor, matrix: Tensor, **scales: Any) -> Tensor:
-    return x.new_empty(len(x), matrix.shape[1])
-
-
-SHORT: dict[Any, Any] = {
-    torch.ops.aten.native_batch_norm.default: _batch_norm,
-    torch.ops.aten.native_layer_norm.default: _layer_norm,
-    torch.ops.aten.addmm.default: _addmm,
-}
-"""What some operations return for tensors without data; PyTorch takes a millisecond to find out."""
 
 
 def _storage(tensor: Tensor) -> int:
