@@ -53,6 +53,8 @@ $(VENV)/.installed: $(SOURCES) $(ROOT)/constraints.txt
 		-e '$(ROOT)[cli,test]'
 	# It asks for torchvision, of which there is no CPU build on PyPI, and does not need it.
 	$(BIN)/python -m pip install -q --no-compile -c $(ROOT)/constraints.txt --no-deps torchattacks
+	# On all cores, which pip does not do; some packages ship files that are no Python of today.
+	-$(BIN)/python -m compileall -q -j 0 $(VENV)/lib >/dev/null
 	touch $@
 
 clean:
