@@ -20,11 +20,11 @@ On two cores they take, whole and with --quick:
 BENCHMARKS = {
     "update": ("the update beside PyTorch, torch.compile and the memory's bandwidth", "2 min", "1 min"),
     "occlude": ("zeroed-out copies beside PyTorch and the memory's bandwidth", "4 min", "1 min"),
-    "occlusion": ("occlusion maps of whole networks beside a plain loop and Captum", "40 min", "15 min"),
+    "occlusion": ("occlusion maps of whole networks beside a plain loop and Captum", "40 min", "6 min"),
     "attack": ("whole attacks beside torchattacks, foolbox and adv-lib", "25 min", "5 min"),
     "runs": ("a data-set run: its overhead, two ranks, memory, PGD for comparison", "10 min", "2 min"),
     "soak": ("kills, damaged files, odd input and threads, for as long as asked", "10 min", "1 min"),
-    "tanh": ("accuracy of the C++ kernels' tanh over all floats", "2 min", "30 s"),
+    "tanh": ("accuracy of the C++ kernels' tanh over all floats", "2 min", "10 s"),
 }
 """What each measures, and how long it takes on two cores, whole and with --quick."""
 
