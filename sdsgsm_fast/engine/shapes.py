@@ -35,7 +35,7 @@ PLACED = ("device", "layout", "memory_format")
 
 
 def _small(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
-    """The result for operands of one value each, which has the dtype and the number of dimensions."""
+    """The result for operands of one value each: its dtype is that of the whole result."""
 
     def small(leaf: Any) -> Any:
         return torch.ones((1,) * leaf.ndim, dtype=leaf.dtype) if isinstance(leaf, Tensor) else leaf
@@ -46,10 +46,10 @@ def _small(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
 
 
 def _pointwise(func: Any, *args: Any, **kwargs: Any) -> Tensor | None:
+    if len(func._schema.returns) != 1:
+        return None
     operands = [leaf for leaf in leaves((args, kwargs)) if isinstance(leaf, Tensor)]
     small = _small(func, args, kwargs)
-    if not isinstance(small, Tensor) or len(func._schema.returns) != 1:
-        return None
     shape = np.broadcast_shapes(*(operand.shape for operand in operands))
     like = next((operand for operand in operands if operand.shape == shape), None)
     if like is None:
@@ -59,8 +59,7 @@ def _pointwise(func: Any, *args: Any, **kwargs: Any) -> Tensor | None:
 
 def _alike(x: Tensor, dtype: torch.dtype) -> Tensor:
     """A tensor of the same shape, in the same order in memory where that has no gaps."""
-    dense = aten.is_non_overlapping_and_dense.default(x)
-    if dense:
+    if aten.is_non_overlapping_and_dense.default(x):
         return torch.empty_strided(x.shape, x.stride(), dtype=dtype, device="meta")
     return torch.empty(x.shape, dtype=dtype, device="meta")
 
@@ -81,9 +80,7 @@ def _convolution(
     if transposed or x.ndim != 4:
         return None
     size = _slid(x, weight.shape[2:], stride, padding, dilation)
-    last = any(_is_channels_last(t) for t in (x, weight))
-    layout = torch.channels_last if last else torch.contiguous_format
-    return torch.empty(len(x), len(weight), *size, dtype=x.dtype, device="meta", memory_format=layout)
+    return _images(x, len(weight), size, channels_last=_is_channels_last(x) or _is_channels_last(weight))
 
 
 def _is_channels_last(x: Tensor) -> bool:
@@ -103,7 +100,7 @@ def _max_pool(
 ) -> tuple[Tensor, Tensor] | None:  # fmt: skip
     if ceil_mode or x.ndim != 4:
         return None
-    found = _like_images(x, _slid(x, kernel, stride or kernel, padding, dilation))
+    found = _pooled(x, _slid(x, kernel, stride or kernel, padding, dilation))
     return found, _alike(found, torch.int64)
 
 
@@ -111,16 +108,21 @@ def _average_pool(
     func: Any, x: Tensor, kernel: list[int], stride: list[int] | tuple[()] = (), padding: list[int] | tuple[int] = (0,),
     ceil_mode: bool = False, *rest: Any,
 ) -> Tensor | None:  # fmt: skip
-    return None if ceil_mode or x.ndim != 4 else _like_images(x, _slid(x, kernel, stride or kernel, padding, (1,)))
+    return None if ceil_mode or x.ndim != 4 else _pooled(x, _slid(x, kernel, stride or kernel, padding, (1,)))
 
 
 def _adaptive_pool(func: Any, x: Tensor, size: list[int]) -> Tensor | None:
-    return _like_images(x, size) if x.ndim == 4 else None
+    return _pooled(x, size) if x.ndim == 4 else None
 
 
-def _like_images(x: Tensor, size: list[int]) -> Tensor:
-    layout = torch.channels_last if _is_channels_last(x) else torch.contiguous_format
-    return torch.empty(*x.shape[:2], *size, dtype=x.dtype, device="meta", memory_format=layout)
+def _pooled(x: Tensor, size: list[int]) -> Tensor:
+    return _images(x, x.shape[1], size, channels_last=_is_channels_last(x))
+
+
+def _images(x: Tensor, channels: int, size: list[int], *, channels_last: bool) -> Tensor:
+    """As many images as `x` has, of other channels and another size."""
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    return torch.empty(len(x), channels, *size, dtype=x.dtype, device="meta", memory_format=layout)
 
 
 def _mean(func: Any, x: Tensor, dims: list[int] | None, keepdim: bool = False, **kwargs: Any) -> Tensor | None:
